@@ -46,7 +46,7 @@ impl Start {
 
 /// Ends the process when `left` has passed, with a report that says so.
 #[allow(clippy::exit, reason = "the work may hang in native code: only ending the process stops it")]
-pub fn watch(left: Duration, seconds: u64, reporter: Arc<Reporter>) -> std::io::Result<()> {
+pub(crate) fn watch(left: Duration, seconds: u64, reporter: Arc<Reporter>) -> std::io::Result<()> {
     std::thread::Builder::new().name("deadline".into()).spawn(move || {
         std::thread::sleep(left);
         let message = format!("not done within the deadline of {seconds} s: raise run.deadline, or give the pod more CPU");

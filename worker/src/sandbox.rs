@@ -14,7 +14,7 @@ use crate::failure::{Failure, bug};
 
 /// How much is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
+pub(crate) enum Level {
     /// For the process that starts the ones that load models: no sockets, no tracing, no mounts, no kernel interfaces.
     Parent,
     /// For a process that loads a model: besides that, no new program and no signal to another process.
@@ -106,7 +106,7 @@ const NAMESPACES: &[libc::c_int] = &[
 ];
 
 /// Gives up rights for good, in every thread of this process and in all that it starts.
-pub fn enter(level: Level) -> Result<(), Failure> {
+pub(crate) fn enter(level: Level) -> Result<(), Failure> {
     for program in programs(level).map_err(|error| bug(format!("sandbox: {error}")))? {
         // Also sets no_new_privs, without which a filter could not be installed.
         apply_filter_all_threads(&program)

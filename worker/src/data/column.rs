@@ -118,10 +118,8 @@ impl Column {
                 if !list.is_empty() {
                     self.take_width(width, 0)?;
                 }
-                let first = list.value_offset(0);
-                let first = usize::try_from(first).unwrap_or(0);
-                let values = list.values().slice(first, width * list.len());
-                self.numbers(values.as_ref(), out)?;
+                // A sliced array's values are sliced with it.
+                self.numbers(list.values().as_ref(), out)?;
             }
             DataType::List(_) => self.lists::<i32>(array, out)?,
             DataType::LargeList(_) => self.lists::<i64>(array, out)?,

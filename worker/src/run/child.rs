@@ -20,11 +20,9 @@ pub fn serve(mut input: impl BufRead, mut out: impl Write) -> bool {
     match serve_inner(&mut input, &mut out) {
         Ok(()) => true,
         Err(failure) => {
-            let told = say(&mut out, &Answer::Failed(failure));
-            told.is_err_and(|error| {
+            if let Err(error) = say(&mut out, &Answer::Failed(failure)) {
                 tracing::error!(%error, "the measuring process is gone");
-                true
-            });
+            }
             false
         }
     }

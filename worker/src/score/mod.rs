@@ -15,12 +15,12 @@ use crate::layout::{Layout, read_note};
 use crate::run::{ModelRun, NOTE, RunNote, predictions_file};
 
 /// The note that `stage` leaves beside the labels.
-pub const STAGED: &str = "stage.json";
+pub(crate) const STAGED: &str = "stage.json";
 
 /// What `stage` tells `score`: digests and sizes of what it fetched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct StagedModels {
+pub(crate) struct StagedModels {
     /// The baseline.
     pub baseline: StagedModel,
     /// The candidate.
@@ -32,7 +32,7 @@ pub struct StagedModels {
 /// A fetched model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct StagedModel {
+pub(crate) struct StagedModel {
     /// Digest over its files.
     pub model_digest: Digest,
     /// Number of its files.
@@ -45,7 +45,7 @@ pub struct StagedModel {
 struct Classes(Vec<u32>);
 
 /// Compares and composes the result; the note of `run` comes with it.
-pub fn score(plan: &MeasurePlan, layout: &Layout) -> Result<(RunNote, Measured)> {
+pub(crate) fn score(plan: &MeasurePlan, layout: &Layout) -> Result<(RunNote, Measured)> {
     let staged: StagedModels = read_note(&layout.labels().join(STAGED))?;
     let labels = read_labels(&layout.labels())?;
     let note: RunNote = read_note(&layout.predictions().join(NOTE))?;
@@ -86,7 +86,7 @@ fn measurements(staged: &StagedModel, run: &ModelRun, name: &str) -> Result<Meas
     if run.runs == 0 {
         return Err(bug(format!("{name}: no run was timed")));
     }
-    let timed = |value: f64, what: &str| {
+    let timed = |value: f64, what: &str| -> Result<Measurement> {
         Ok(Measurement { value: finite(value, what)?, samples: run.runs })
     };
     Ok(Measurements::from([

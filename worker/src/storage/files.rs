@@ -46,7 +46,7 @@ fn walk(folder: &Path, prefix: &str, depth: usize, limits: Limits, files: &mut V
 }
 
 /// Size and digest of one file, under the name that it has inside an artifact.
-pub fn hash(path: &Path, inside: String) -> Result<ModelFile, Error> {
+pub(super) fn hash(path: &Path, inside: String) -> Result<ModelFile, Error> {
     let mut file = File::open(path).map_err(Error::disk("open", path))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 256 * 1024];

@@ -17,11 +17,11 @@ use super::files;
 use super::unpack::{Limits, relative};
 
 /// Media type of configs that containerd unpacks.
-pub const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of manifests.
-pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Media type of layers as they are written.
-pub const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(super) const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 
 const BLOCK: u64 = 512;
 const CHUNK: usize = 1024 * 1024;

@@ -73,7 +73,6 @@ impl<'a> Repository<'a> {
 
     /// The digest that a tag names now.
     pub(super) async fn resolve(&self, tag: &str) -> Result<Digest, Error> {
-        let uri = self.location.tagged(tag);
         let reference = self.location.by_tag(tag);
         let bytes = retry(async || self.manifest_bytes(&reference).await).await?;
         Ok(Digest::of(&bytes))
