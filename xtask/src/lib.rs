@@ -3,6 +3,8 @@
 
 pub mod cache;
 pub mod cluster;
+pub mod commands;
+pub mod images;
 pub mod interrupt;
 pub mod process;
 pub mod progress;

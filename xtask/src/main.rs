@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
 use xtask::{
-    cluster::{ControlPlane, ControlPlaneOptions},
+    cluster::{self, ControlPlane, ControlPlaneOptions},
+    commands::{self, ClusterCommand},
+    images::{self, Ours},
     interrupt,
     progress::Progress,
     tools::{debian, go},
@@ -28,6 +30,21 @@ enum Command {
     Tools,
     /// Run etcd, API server and controller manager in the foreground, without a node and without root
     ControlPlane,
+    /// The local one-node Kubernetes: real pods, real images, needs root
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Build our images without a container engine, and push them
+    Images(ImagesArguments),
+}
+
+#[derive(Args)]
+struct ImagesArguments {
+    /// Where to push: HOST[:PORT][/PREFIX]; the local cluster's registry if none is given
+    #[arg(long, value_name = "HOST")]
+    registry: Option<String>,
+    /// Talk to the registry without TLS (as the local cluster's always)
+    #[arg(long)]
+    plain_http: bool,
 }
 
 #[tokio::main]
@@ -48,20 +65,47 @@ async fn run(command: Command, progress: &Progress) -> Result<()> {
             debian::ensure(&debian::TO_BUILD, progress)?;
             go::ensure(&go::all().collect::<Vec<_>>(), progress)
         }
-        Command::ControlPlane => {
-            go::ensure(&go::CONTROL_PLANE, progress)?;
-            let step = progress.step("start etcd, API server and controller manager");
-            let options = ControlPlaneOptions {
-                controller_manager: true,
-                ..Default::default()
-            };
-            let control_plane = interrupt::or_interrupted(ControlPlane::start(&options)).await?;
-            step.done(control_plane.server());
-            progress.say(&format!("export KUBECONFIG={}", control_plane.kubeconfig().display()));
-            progress.say("Ctrl-C stops it and removes everything");
-            let signal = interrupt::requested().await?;
-            progress.say(&format!("{signal}: stopping"));
-            Ok(())
-        }
+        Command::ControlPlane => control_plane(progress).await,
+        Command::Cluster(command) => commands::run(&command, progress).await,
+        Command::Images(arguments) => push_images(&arguments, progress),
     }
+}
+
+async fn control_plane(progress: &Progress) -> Result<()> {
+    go::ensure(&go::CONTROL_PLANE, progress)?;
+    let step = progress.step("start etcd, API server and controller manager");
+    let options = ControlPlaneOptions {
+        controller_manager: true,
+        ..Default::default()
+    };
+    let control_plane = interrupt::or_interrupted(ControlPlane::start(&options)).await?;
+    step.done(control_plane.server());
+    progress.say(&format!("export KUBECONFIG={}", control_plane.kubeconfig().display()));
+    progress.say("Ctrl-C stops it and removes everything");
+    let signal = interrupt::requested().await?;
+    progress.say(&format!("{signal}: stopping"));
+    Ok(())
+}
+
+fn push_images(arguments: &ImagesArguments, progress: &Progress) -> Result<()> {
+    let registry = match &arguments.registry {
+        Some(prefix) => images::Registry {
+            prefix: prefix.clone(),
+            plain_http: arguments.plain_http,
+        },
+        None => {
+            let running = cluster::running()?;
+            let running = running.context("no local cluster runs: start one, or name a registry with --registry")?;
+            images::Registry {
+                prefix: running.registry,
+                plain_http: true,
+            }
+        }
+    };
+    go::ensure(&["crane"], progress)?;
+    for (ours, image) in images::build(&Ours::ALL, progress)?.images {
+        let step = progress.step(format!("push {}", ours.name()));
+        step.done(images::push(&image, &registry, ours.name())?);
+    }
+    Ok(())
 }

@@ -41,8 +41,10 @@ pub struct ControlPlaneOptions {
     pub port: Option<u16>,
     /// Further flags for the API server, for example an audit log's.
     pub api_server_flags: Vec<String>,
-    /// Where state and logs go; a temporary folder, removed in the end, if none is given.
+    /// Where state goes; a temporary folder, removed in the end, if none is given.
     pub folder: Option<PathBuf>,
+    /// Where logs go; beside the state if nothing is given.
+    pub logs: Option<PathBuf>,
 }
 
 impl Default for ControlPlaneOptions {
@@ -53,6 +55,7 @@ impl Default for ControlPlaneOptions {
             port: None,
             api_server_flags: Vec::new(),
             folder: None,
+            logs: None,
         }
     }
 }
@@ -60,7 +63,7 @@ impl Default for ControlPlaneOptions {
 /// A running control plane; everything ends when it is dropped or when this process dies.
 #[derive(Debug)]
 pub struct ControlPlane {
-    // Dropped in this order: clients of a server before the server.
+    // Dropped in this order: the clients of a server before the server.
     controller_manager: Option<Process>,
     api_server: Process,
     etcd: Process,
@@ -68,6 +71,7 @@ pub struct ControlPlane {
     server: String,
     kubeconfig: PathBuf,
     folder: PathBuf,
+    logs: PathBuf,
     _temporary: Option<tempfile::TempDir>,
 }
 
@@ -143,13 +147,14 @@ impl ControlPlane {
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
+        let logs = options.logs.clone().unwrap_or_else(|| folder.clone());
         let authority = Authority::create(&folder.join("pki"))?;
         let [client_port, peer_port] = ports::free(IpAddr::V4(Ipv4Addr::LOCALHOST))?;
         let [found] = ports::free(IpAddr::V4(options.address))?;
         let port = options.port.unwrap_or(found);
-        let etcd = start_etcd(&folder, client_port, peer_port)?;
+        let etcd = start_etcd(&folder, &logs, client_port, peer_port)?;
         let keys = authority.token_keys()?;
-        let api_server = start_api_server(options, &authority, &folder, port, client_port, &keys)?;
+        let api_server = start_api_server(options, &authority, &logs, port, client_port, &keys)?;
         let mut control_plane = Self {
             controller_manager: None,
             api_server,
@@ -158,6 +163,7 @@ impl ControlPlane {
             kubeconfig: PathBuf::new(),
             authority,
             folder,
+            logs,
             _temporary: temporary,
         };
         control_plane.kubeconfig = control_plane.kubeconfig_for("admin", &["system:masters"])?;
@@ -193,7 +199,7 @@ impl ControlPlane {
             "--kube-api-qps=200".into(),
             "--kube-api-burst=400".into(),
         ];
-        let log = self.folder.join("kube-controller-manager.log");
+        let log = self.logs.join("kube-controller-manager.log");
         Process::start(
             "kube-controller-manager",
             &go::path("kube-controller-manager")?,
@@ -237,7 +243,7 @@ async fn probe(client: &kube::Client, paths: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn start_etcd(folder: &Path, client_port: u16, peer_port: u16) -> Result<Process> {
+fn start_etcd(folder: &Path, logs: &Path, client_port: u16, peer_port: u16) -> Result<Process> {
     let client = format!("http://127.0.0.1:{client_port}");
     let peer = format!("http://127.0.0.1:{peer_port}");
     let arguments = [
@@ -251,13 +257,13 @@ fn start_etcd(folder: &Path, client_port: u16, peer_port: u16) -> Result<Process
         "--unsafe-no-fsync".into(),
         "--log-level=warn".into(),
     ];
-    Process::start("etcd", &go::path("etcd")?, arguments, &[], &folder.join("etcd.log"))
+    Process::start("etcd", &go::path("etcd")?, arguments, &[], &logs.join("etcd.log"))
 }
 
 fn start_api_server(
     options: &ControlPlaneOptions,
     authority: &Authority,
-    folder: &Path,
+    logs: &Path,
     port: u16,
     etcd_port: u16,
     keys: &Files,
@@ -284,6 +290,10 @@ fn start_api_server(
         format!("--client-ca-file={}", authority.certificate_file().display()),
         format!("--kubelet-client-certificate={}", to_kubelet.certificate.display()),
         format!("--kubelet-client-key={}", to_kubelet.key.display()),
+        format!(
+            "--kubelet-certificate-authority={}",
+            authority.certificate_file().display()
+        ),
         // Or `kubectl logs` tries to look up the node's name.
         "--kubelet-preferred-address-types=InternalIP".into(),
         "--authorization-mode=Node,RBAC".into(),
@@ -301,7 +311,7 @@ fn start_api_server(
         arguments.push(format!("--advertise-address={address}"));
     }
     arguments.extend(options.api_server_flags.iter().cloned());
-    let log = folder.join("kube-apiserver.log");
+    let log = logs.join("kube-apiserver.log");
     Process::start("kube-apiserver", &go::path("kube-apiserver")?, arguments, &[], &log)
 }
 
