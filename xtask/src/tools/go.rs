@@ -23,6 +23,8 @@ struct Module {
     versioned: &'static str,
     /// What the linker is told; `{v}` stands for the version.
     linker: &'static str,
+    /// Build tags.
+    tags: &'static str,
     cgo: bool,
     /// Each program's name and package.
     programs: &'static [(&'static str, &'static str)],
@@ -37,6 +39,7 @@ const MODULES: [Module; 6] = [
         folder: "etcd",
         versioned: "go.etcd.io/etcd/server/v3",
         linker: "",
+        tags: "",
         cgo: false,
         programs: &[("etcd", "go.etcd.io/etcd/server/v3")],
     },
@@ -44,6 +47,7 @@ const MODULES: [Module; 6] = [
         folder: "kubernetes",
         versioned: "k8s.io/kubernetes",
         linker: KUBERNETES_VERSION,
+        tags: "",
         cgo: false,
         programs: &[
             ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
@@ -61,6 +65,7 @@ const MODULES: [Module; 6] = [
         folder: "crane",
         versioned: "github.com/google/go-containerregistry",
         linker: "",
+        tags: "",
         cgo: false,
         programs: &[("crane", "github.com/google/go-containerregistry/cmd/crane")],
     },
@@ -68,6 +73,7 @@ const MODULES: [Module; 6] = [
         folder: "runc",
         versioned: "github.com/opencontainers/runc",
         linker: "",
+        tags: "seccomp",
         cgo: true,
         programs: &[("runc", "github.com/opencontainers/runc")],
     },
@@ -75,6 +81,7 @@ const MODULES: [Module; 6] = [
         folder: "containerd",
         versioned: "github.com/containerd/containerd/v2",
         linker: "",
+        tags: "",
         cgo: false,
         programs: &[
             ("containerd", "github.com/containerd/containerd/v2/cmd/containerd"),
@@ -89,6 +96,7 @@ const MODULES: [Module; 6] = [
         folder: "helm",
         versioned: "helm.sh/helm/v4",
         linker: "-X helm.sh/helm/v4/internal/version.version={v}",
+        tags: "",
         cgo: false,
         programs: &[("helm", "helm.sh/helm/v4/cmd/helm")],
     },
@@ -165,11 +173,14 @@ fn source(module: &Module) -> PathBuf {
 }
 
 fn cached(module: &Module, program: &str) -> Result<PathBuf> {
-    let version = version_of(module)?;
-    Ok(cache::root()?
-        .join("bin")
-        .join(format!("{}-{version}", module.folder))
-        .join(program))
+    // Whatever changes the program changes the folder, so that it is built again.
+    let tags = if module.tags.is_empty() {
+        String::new()
+    } else {
+        format!("-{}", module.tags)
+    };
+    let folder = format!("{}-{}{tags}", module.folder, version_of(module)?);
+    Ok(cache::root()?.join("bin").join(folder).join(program))
 }
 
 fn version_of(module: &Module) -> Result<String> {
@@ -216,6 +227,8 @@ fn build(program: &str, progress: &Progress) -> Result<()> {
         "-buildvcs=false",
         "-ldflags",
         &linker_flags(module, &version),
+        "-tags",
+        module.tags,
         "-o",
     ]);
     process::run(command.arg(&aside).arg(package)).with_context(|| {
