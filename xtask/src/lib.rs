@@ -3,6 +3,7 @@
 
 pub mod cache;
 pub mod cluster;
+pub mod example;
 pub mod interrupt;
 pub mod process;
 pub mod progress;

@@ -1,12 +1,12 @@
 //! `cargo xtask`: the developer commands. Parses arguments and hands over; decides nothing itself.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::{
     cluster::{ControlPlane, ControlPlaneOptions},
-    interrupt,
+    example, interrupt,
     progress::Progress,
     tools::{debian, go},
 };
@@ -28,6 +28,15 @@ enum Command {
     Tools,
     /// Run etcd, API server and controller manager in the foreground, without a node and without root
     ControlPlane,
+    /// Make the model and the data sets of examples/magika from a package and this machine's files
+    ExampleData {
+        /// Folder to write to [default: examples/magika/files]
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Rows of the calibration and of the evaluation set
+        #[arg(long, default_value_t = example::ROWS)]
+        rows: usize,
+    },
 }
 
 #[tokio::main]
@@ -47,6 +56,9 @@ async fn run(command: Command, progress: &Progress) -> Result<()> {
         Command::Tools => {
             debian::ensure(&debian::TO_BUILD, progress)?;
             go::ensure(&go::all().collect::<Vec<_>>(), progress)
+        }
+        Command::ExampleData { out, rows } => {
+            example::make(&out.unwrap_or_else(example::default_folder), rows, progress).map(|_| ())
         }
         Command::ControlPlane => {
             go::ensure(&go::CONTROL_PLANE, progress)?;
