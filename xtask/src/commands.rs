@@ -19,7 +19,7 @@ use crate::{
     tools::go,
 };
 
-const DOWN_WITHIN: Duration = Duration::from_secs(60);
+const DOWN_WITHIN: Duration = Duration::from_mins(1);
 
 /// What to do with the local cluster.
 #[derive(Debug, Subcommand)]
