@@ -10,4 +10,5 @@ pub mod images;
 pub mod interrupt;
 pub mod process;
 pub mod progress;
+pub mod test;
 pub mod tools;

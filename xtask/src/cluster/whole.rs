@@ -24,7 +24,7 @@ use super::{
 use crate::{
     cache::Lock,
     images,
-    process::Process,
+    process::{self, Process},
     progress::Progress,
     tools::{debian, go},
 };
@@ -66,8 +66,9 @@ impl Cluster {
     /// Installs and builds what is missing, then starts; the node is Ready when this returns.
     pub async fn start(progress: &Progress) -> Result<Self> {
         let lock = only_one()?;
-        prepare(progress)?;
         let place = Place::find()?;
+        forget_running(&place)?;
+        prepare(progress)?;
         clean_before_start(&place, progress)?;
         place.create()?;
         let guard = Guard { place: place.clone() };
@@ -220,14 +221,23 @@ pub fn is_running() -> Result<bool> {
 /// The cluster that is up just now, in whichever process; none while it starts.
 pub fn running() -> Result<Option<Running>> {
     let path = running_file(&Place::find()?);
-    // A killed one leaves the file, but no lock.
     if !is_running()? || !path.exists() {
         return Ok(None);
     }
     let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    Ok(Some(
-        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?,
-    ))
+    let running: Running = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+    // A killed one leaves its file, and the next one may just have taken the lock.
+    Ok(process::is_alive(running.pid).then_some(running))
+}
+
+/// A killed one has left its file.
+fn forget_running(place: &Place) -> Result<()> {
+    let path = running_file(place);
+    if path.exists() {
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
+    } else {
+        Ok(())
+    }
 }
 
 fn running_file(place: &Place) -> PathBuf {

@@ -20,7 +20,7 @@ use crate::{cache, process, progress::Progress, tools::pypi};
 const ONNX_RUNTIME: &str = "/usr/lib/libonnxruntime.so";
 
 /// An image of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Ours {
     /// `assayer-operator`
     Operator,

