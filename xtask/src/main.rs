@@ -7,7 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use xtask::{
     cluster::{self, ControlPlane, ControlPlaneOptions},
     commands::{self, ClusterCommand},
-    demo, example, images::{self, Ours},
+    demo, example,
+    images::{self, Ours},
     interrupt,
     progress::Progress,
     test,

@@ -110,6 +110,9 @@ fn cargo() -> Result<Command> {
     }
     command.env(cache::CACHE_VARIABLE, cache::root()?);
     command.env("ORT_DYLIB_PATH", pypi::onnx_runtime_path()?);
+    command.env("ASSAYER_ORT", pypi::onnx_runtime_path()?);
+    command.env("ASSAYER_MAGIKA", pypi::magika_model_path()?);
+    command.env("ASSAYER_CRANE", go::path("crane")?);
     // No test may find somebody's real cluster by accident.
     command.env_remove("KUBECONFIG");
     // Snapshots are compared, never rewritten.

@@ -35,10 +35,19 @@ pub(super) async fn what_is_live(world: &World, live: &Live, progress: &Progress
         ("evidence", &status.evidence.digest),
     ] {
         let found = labels[label].as_str().unwrap_or_default();
-        ensure!(found == expected, "Prometheus says {label}={found}, status says {expected}");
+        ensure!(
+            found == expected,
+            "Prometheus says {label}={found}, status says {expected}"
+        );
     }
     let approver = labels["approver"].as_str().unwrap_or_default();
-    ensure!(status.approvals.iter().any(|approval| approver.contains(&approval.user)), "Prometheus says approver={approver}");
+    ensure!(
+        status
+            .approvals
+            .iter()
+            .any(|approval| approver.contains(&approval.user)),
+        "Prometheus says approver={approver}"
+    );
     step.done(format!("{QUERY}{labels}"));
     print_table(status)
 }
@@ -47,9 +56,16 @@ async fn ask(prometheus: &Prometheus) -> Result<Value> {
     let until = Instant::now() + WITHIN;
     let client = reqwest::Client::new();
     loop {
-        let answer: Value =
-            client.get(format!("{}/api/v1/query", prometheus.url())).query(&[("query", QUERY)]).send().await?.json().await?;
-        let found = answer["data"]["result"].as_array().context("Prometheus gave no result")?;
+        let answer: Value = client
+            .get(format!("{}/api/v1/query", prometheus.url()))
+            .query(&[("query", QUERY)])
+            .send()
+            .await?
+            .json()
+            .await?;
+        let found = answer["data"]["result"]
+            .as_array()
+            .context("Prometheus gave no result")?;
         if let [one] = found.as_slice() {
             return Ok(one["metric"].clone());
         }
@@ -62,8 +78,11 @@ async fn ask(prometheus: &Prometheus) -> Result<Value> {
 
 fn print_table(live: &LiveStatus) -> Result<()> {
     use std::io::Write as _;
-    let approvals: Vec<String> =
-        live.approvals.iter().map(|approval| format!("{} as {}: {}", approval.user, approval.role, approval.reason)).collect();
+    let approvals: Vec<String> = live
+        .approvals
+        .iter()
+        .map(|approval| format!("{} as {}: {}", approval.user, approval.role, approval.reason))
+        .collect();
     let mut table = Table::new();
     table.set_content_arrangement(ContentArrangement::Dynamic);
     for (what, value) in [
@@ -73,7 +92,10 @@ fn print_table(live: &LiveStatus) -> Result<()> {
         ("approved by", approvals.join(", ")),
         ("why", format!("{}: {}", live.ticket, live.reason)),
         ("tier and owner", format!("{}, {}", live.tier, live.owner)),
-        ("evidence", format!("{} in ConfigMap {}", live.evidence.digest, live.evidence.config_map)),
+        (
+            "evidence",
+            format!("{} in ConfigMap {}", live.evidence.digest, live.evidence.config_map),
+        ),
     ] {
         table.add_row([what.to_owned(), value]);
     }

@@ -26,7 +26,13 @@ pub(super) async fn images_and_chart(world: &World, progress: &Progress) -> Resu
     let step = progress.step("install the chart with helm");
     let chart = cache::workspace().join("charts/assayer");
     let chart = chart.to_str().context("the chart's path is not UTF-8")?.to_owned();
-    let mut arguments = vec!["upgrade".to_owned(), "--install".into(), "assayer".into(), chart, "--create-namespace".into()];
+    let mut arguments = vec![
+        "upgrade".to_owned(),
+        "--install".into(),
+        "assayer".into(),
+        chart,
+        "--create-namespace".into(),
+    ];
     let host = world.registry.prefix.split('/').next().unwrap_or_default();
     let mut values = vec![format!("image={operator}"), format!("workerImage={worker}")];
     if world.registry.plain_http {
@@ -39,7 +45,10 @@ pub(super) async fn images_and_chart(world: &World, progress: &Progress) -> Resu
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if let Err(error) = world.helm(&arguments) {
         let pods = world.kubectl(Person::Admin, &["-n", SYSTEM, "get", "pods,jobs,events", "-o", "wide"]);
-        let logs = world.kubectl(Person::Admin, &["-n", SYSTEM, "logs", "deployment/assayer-operator", "--tail=30"]);
+        let logs = world.kubectl(
+            Person::Admin,
+            &["-n", SYSTEM, "logs", "deployment/assayer-operator", "--tail=30"],
+        );
         return Err(error.context(format!("{}\n{}", pods.unwrap_or_default(), logs.unwrap_or_default())));
     }
     step.done("the operator is available");

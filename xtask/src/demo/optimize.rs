@@ -60,9 +60,15 @@ pub(super) fn publish_example(world: &World, progress: &Progress) -> Result<Pinn
 
 fn pin(assayer: &Path, manifest: &Path, world: &World) -> Result<String> {
     let mut command = Command::new(assayer);
-    command.args(["pin", "-f"]).arg(manifest).arg("--push").arg(format!("oci://{}/demo", world.registry.prefix));
+    command
+        .args(["pin", "-f"])
+        .arg(manifest)
+        .arg("--push")
+        .arg(format!("oci://{}/demo", world.registry.prefix));
     if world.registry.plain_http {
-        command.arg("--plain-http").arg(world.registry.prefix.split('/').next().unwrap_or_default());
+        command
+            .arg("--plain-http")
+            .arg(world.registry.prefix.split('/').next().unwrap_or_default());
     }
     process::read(&mut command)
 }
@@ -75,32 +81,68 @@ pub(super) async fn watch(world: &World, pinned: &Pinned, progress: &Progress) -
     }
     let api: Api<ModelOptimization> = Api::namespaced(world.client.clone(), NAMESPACE);
     let main = follow(&api, OPTIMIZATION, progress).await?;
-    let selected_name = main.status.as_ref().and_then(|status| status.selected.clone()).context("nothing was selected")?;
+    let selected_name = main
+        .status
+        .as_ref()
+        .and_then(|status| status.selected.clone())
+        .context("nothing was selected")?;
     let candidates = main.status.map(|status| status.candidates).unwrap_or_default();
     let (selected, rejected): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.name == selected_name);
-    let selected = selected.into_iter().next().context("the selected candidate is not in status")?;
-    ensure!(selected.name == "static-int8", "{} was selected, not static-int8", selected.name);
-    ensure!(selected.evidence.is_some() && selected.artifact.is_some(), "the selected candidate has no evidence");
+    let selected = selected
+        .into_iter()
+        .next()
+        .context("the selected candidate is not in status")?;
+    ensure!(
+        selected.name == "static-int8",
+        "{} was selected, not static-int8",
+        selected.name
+    );
+    ensure!(
+        selected.evidence.is_some() && selected.artifact.is_some(),
+        "the selected candidate has no evidence"
+    );
     for candidate in &rejected {
         say_rejected(candidate, progress)?;
     }
     for verdict in &selected.verdicts {
-        progress.say(&format!("{}: {} {}: {}", selected.name, verdict.verdict, verdict.gate, verdict.message));
+        progress.say(&format!(
+            "{}: {} {}: {}",
+            selected.name, verdict.verdict, verdict.gate, verdict.message
+        ));
     }
     let reexport = follow(&api, REEXPORT, progress).await?;
-    ensure!(reexport.status.is_some_and(|status| status.selected.is_some()), "{REEXPORT} selected nothing");
+    ensure!(
+        reexport.status.is_some_and(|status| status.selected.is_some()),
+        "{REEXPORT} selected nothing"
+    );
     Ok(Optimized { selected, rejected })
 }
 
 /// Dynamic INT8 is several times slower on the CPUs measured so far; where it is not, that is said.
 fn say_rejected(candidate: &CandidateStatus, progress: &Progress) -> Result<()> {
-    let failed: Vec<_> = candidate.verdicts.iter().filter(|verdict| verdict.verdict == "Failed").collect();
+    let failed: Vec<_> = candidate
+        .verdicts
+        .iter()
+        .filter(|verdict| verdict.verdict == "Failed")
+        .collect();
     if failed.is_empty() {
-        ensure!(candidate.state == "Passed", "{} is {}: {}", candidate.name, candidate.state, candidate.message);
-        progress.say(&format!("{} passed every gate on this processor and was only not the fastest", candidate.name));
+        ensure!(
+            candidate.state == "Passed",
+            "{} is {}: {}",
+            candidate.name,
+            candidate.state,
+            candidate.message
+        );
+        progress.say(&format!(
+            "{} passed every gate on this processor and was only not the fastest",
+            candidate.name
+        ));
     }
     for verdict in failed {
-        progress.say(&format!("{} rejected by {}: {}", candidate.name, verdict.gate, verdict.message));
+        progress.say(&format!(
+            "{} rejected by {}: {}",
+            candidate.name, verdict.gate, verdict.message
+        ));
     }
     Ok(())
 }
@@ -130,10 +172,17 @@ async fn follow(api: &Api<ModelOptimization>, name: &str, progress: &Progress) -
             }
             if current && ["Rejected", "Failed"].contains(&phase.as_str()) {
                 let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
-                bail!("{name} is {phase}: {}", ready.map_or("no condition", |ready| &ready.message));
+                bail!(
+                    "{name} is {phase}: {}",
+                    ready.map_or("no condition", |ready| &ready.message)
+                );
             }
         }
-        ensure!(Instant::now() < until, "{name} was still {phase} after {} s", WITHIN.as_secs());
+        ensure!(
+            Instant::now() < until,
+            "{name} was still {phase} after {} s",
+            WITHIN.as_secs()
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -43,15 +43,33 @@ pub(super) async fn to_production(world: &World, optimized: &Optimized, progress
     let ready = message_of(&waiting, "Approved")?;
     progress.say(&ready);
     let digest = request_digest(&waiting)?;
-    ensure!(ready.contains(&digest), "the condition does not print the command with {digest}");
+    ensure!(
+        ready.contains(&digest),
+        "the condition does not print the command with {digest}"
+    );
     refuse_those_who_may_not(world, &digest, progress)?;
     let first_write = approve(world, &digest, progress).await?;
-    progress.say(&format!("first write on the Deployment {:.3} s after the approval", first_write.as_secs_f64()));
+    progress.say(&format!(
+        "first write on the Deployment {:.3} s after the approval",
+        first_write.as_secs_f64()
+    ));
     let live = reach(world, "Live", progress).await?;
-    let status = live.status.and_then(|status| status.live).context("the promotion is Live without status.live")?;
+    let status = live
+        .status
+        .and_then(|status| status.live)
+        .context("the promotion is Live without status.live")?;
     let artifact = optimized.selected.artifact.clone().context("no artifact")?;
-    ensure!(status.artifact.artifact_digest == artifact.artifact_digest, "another digest is live");
-    ensure!(status.approvals.iter().any(|approval| approval.user == Person::Sam.name()), "the approver is not in status.live");
+    ensure!(
+        status.artifact.artifact_digest == artifact.artifact_digest,
+        "another digest is live"
+    );
+    ensure!(
+        status
+            .approvals
+            .iter()
+            .any(|approval| approval.user == Person::Sam.name()),
+        "the approver is not in status.live"
+    );
     classify(world, progress).await?;
     Ok(Live { status })
 }
@@ -62,7 +80,15 @@ fn apply_server(world: &World, progress: &Progress) -> Result<()> {
     let manifest = fs::read_to_string(example_file("deployment.yaml"))?.replace("SCANNER_IMAGE", image.trim());
     let config = example::default_folder().join("config.min.json");
     let config = config.to_str().context("the path is not UTF-8")?;
-    world.kubectl(Person::Admin, &["create", "configmap", "scanner-config", &format!("--from-file=config.min.json={config}")])?;
+    world.kubectl(
+        Person::Admin,
+        &[
+            "create",
+            "configmap",
+            "scanner-config",
+            &format!("--from-file=config.min.json={config}"),
+        ],
+    )?;
     let said = world.apply(Person::Erin, &manifest)?;
     for line in said.lines() {
         progress.say(&format!("{}: {line}", Person::Erin.name()));
@@ -89,7 +115,12 @@ pub(super) async fn reach(world: &World, phase: &str, progress: &Progress) -> Re
             !given_up && !late,
             "expected {phase}, but it is {}: {}",
             status.phase,
-            status.conditions.iter().map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason, c.message)).collect::<Vec<_>>().join("; ")
+            status
+                .conditions
+                .iter()
+                .map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason, c.message))
+                .collect::<Vec<_>>()
+                .join("; ")
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -97,7 +128,11 @@ pub(super) async fn reach(world: &World, phase: &str, progress: &Progress) -> Re
 
 /// A condition's message.
 pub(super) fn message_of(promotion: &ModelPromotion, type_: &str) -> Result<String> {
-    let conditions = promotion.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let conditions = promotion
+        .status
+        .as_ref()
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
     let found = conditions.iter().find(|condition| condition.type_ == type_);
     Ok(found.with_context(|| format!("no condition {type_}"))?.message.clone())
 }
@@ -109,40 +144,79 @@ pub(super) fn request_digest(promotion: &ModelPromotion) -> Result<String> {
 }
 
 fn annotations(digest: &str) -> [String; 2] {
-    [format!("{APPROVE}{ROLE}={digest}"), format!("{APPROVE_REASON}{ROLE}=numbers and slices looked at")]
+    [
+        format!("{APPROVE}{ROLE}={digest}"),
+        format!("{APPROVE_REASON}{ROLE}=numbers and slices looked at"),
+    ]
 }
 
 fn refuse_those_who_may_not(world: &World, digest: &str, progress: &Progress) -> Result<()> {
     world.kubectl(Person::Admin, &["create", "serviceaccount", "robot"])?;
     let role = format!("--clusterrole={}", "assayer-demo-security-approver");
-    world.kubectl(Person::Admin, &["create", "rolebinding", "robot-approves", &role, &format!("--serviceaccount={NAMESPACE}:robot")])?;
-    world.kubectl(Person::Admin, &["create", "rolebinding", "robot-edits", "--clusterrole=assayer-demo-editor", &format!("--serviceaccount={NAMESPACE}:robot")])?;
+    world.kubectl(
+        Person::Admin,
+        &[
+            "create",
+            "rolebinding",
+            "robot-approves",
+            &role,
+            &format!("--serviceaccount={NAMESPACE}:robot"),
+        ],
+    )?;
+    world.kubectl(
+        Person::Admin,
+        &[
+            "create",
+            "rolebinding",
+            "robot-edits",
+            "--clusterrole=assayer-demo-editor",
+            &format!("--serviceaccount={NAMESPACE}:robot"),
+        ],
+    )?;
     let robot = format!("system:serviceaccount:{NAMESPACE}:robot");
     let [approve, reason] = annotations(digest);
-    let arguments = ["annotate", "mpromo", PROMOTION, approve.as_str(), reason.as_str(), "--overwrite"];
+    let arguments = [
+        "annotate",
+        "mpromo",
+        PROMOTION,
+        approve.as_str(),
+        reason.as_str(),
+        "--overwrite",
+    ];
     let token = world.kubectl(Person::Admin, &["create", "token", "robot"])?;
     let attempts: [(&str, Output); 3] = [
-        ("an editor without the right", world.kubectl_output(Person::Mallory, &arguments)?),
+        (
+            "an editor without the right",
+            world.kubectl_output(Person::Mallory, &arguments)?,
+        ),
         ("the requester", world.kubectl_output(Person::Erin, &arguments)?),
         ("a service account", as_token(world, token.trim(), &arguments)?),
     ];
     for (who, output) in attempts {
         let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         ensure!(!output.status.success(), "{who} was not refused");
-        ensure!(words.contains("assayer-approvals"), "{who} was refused by something else: {words}");
+        ensure!(
+            words.contains("assayer-approvals"),
+            "{who} was refused by something else: {words}"
+        );
         progress.say(&format!("refused {who}: {words}"));
     }
-    progress.say(&format!("({robot} holds the role of an approver, and is refused for being a machine)"));
+    progress.say(&format!(
+        "({robot} holds the role of an approver, and is refused for being a machine)"
+    ));
     Ok(())
 }
 
 fn as_token(world: &World, token: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = world.kubectl_command(Person::Admin, arguments)?;
     // A kubeconfig of its own, without the administrator's certificate, which would win over the token.
-    let view: Value = serde_json::from_str(&world.kubectl(Person::Admin, &["config", "view", "--raw", "--minify", "-o", "json"])?)?;
+    let view: Value =
+        serde_json::from_str(&world.kubectl(Person::Admin, &["config", "view", "--raw", "--minify", "-o", "json"])?)?;
     let path = world.folder().join("robot.kubeconfig");
     let mut kubeconfig = view;
-    let users = kubeconfig["users"].as_array_mut().context("the kubeconfig has no users")?;
+    let users = kubeconfig["users"]
+        .as_array_mut()
+        .context("the kubeconfig has no users")?;
     for user in users {
         user["user"] = serde_json::json!({"token": token});
     }
@@ -159,7 +233,10 @@ pub(super) async fn approve(world: &World, digest: &str, progress: &Progress) ->
     // The first item is the present state: from then on nothing is missed.
     changes.try_next().await?;
     let [approve, reason] = annotations(digest);
-    let said = world.kubectl(Person::Sam, &["annotate", "mpromo", PROMOTION, &approve, &reason, "--overwrite"])?;
+    let said = world.kubectl(
+        Person::Sam,
+        &["annotate", "mpromo", PROMOTION, &approve, &reason, "--overwrite"],
+    )?;
     let approved = Instant::now();
     progress.say(&format!("{}: {}", Person::Sam.name(), said.trim()));
     let written = async {
@@ -170,7 +247,9 @@ pub(super) async fn approve(world: &World, digest: &str, progress: &Progress) ->
         }
         anyhow::bail!("the watch on the Deployment ended")
     };
-    tokio::time::timeout(Duration::from_secs(60), written).await.context("no write on the Deployment within 60 s")?
+    tokio::time::timeout(Duration::from_secs(60), written)
+        .await
+        .context("no write on the Deployment within 60 s")?
 }
 
 /// The reference of the model's image volume.
@@ -186,7 +265,11 @@ pub(super) async fn classify(world: &World, progress: &Progress) -> Result<()> {
     let forward = world.forward(NAMESPACE, &format!("service/{WORKLOAD}"), 80).await?;
     let file = example_file("../../Cargo.toml");
     let body = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-    let answer = reqwest::Client::new().post(format!("http://{}/classify", forward.address)).body(body).send().await?;
+    let answer = reqwest::Client::new()
+        .post(format!("http://{}/classify", forward.address))
+        .body(body)
+        .send()
+        .await?;
     ensure!(answer.status().is_success(), "the server answers {}", answer.status());
     let answer: Value = answer.json().await?;
     let label = answer["label"].as_str().unwrap_or_default();

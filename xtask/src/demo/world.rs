@@ -86,7 +86,10 @@ impl World {
         let folder = tempfile::Builder::new().prefix("assayer-demo-").tempdir()?;
         let world = match (&options.kubeconfig, &options.registry) {
             (Some(kubeconfig), Some(registry)) => {
-                let registry = Registry { prefix: registry.clone(), plain_http: options.plain_http };
+                let registry = Registry {
+                    prefix: registry.clone(),
+                    plain_http: options.plain_http,
+                };
                 Self::of_somebody(folder, kubeconfig, registry).await?
             }
             _ => Self::own(folder, Cluster::start(progress).await?).await?,
@@ -105,7 +108,10 @@ impl World {
             folder,
             kubeconfig: cluster.kubeconfig().to_owned(),
             people,
-            registry: Registry { prefix: cluster.registry(), plain_http: true },
+            registry: Registry {
+                prefix: cluster.registry(),
+                plain_http: true,
+            },
             client: cluster.control_plane().client().await?,
             cluster: Some(cluster),
         })
@@ -124,16 +130,32 @@ impl World {
         drop(rustls::crypto::ring::default_provider().install_default());
         let config = kube::Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
         let client = kube::Client::try_from(config)?;
-        Ok(Self { folder, kubeconfig: kubeconfig.to_owned(), people, registry, client, cluster: None })
+        Ok(Self {
+            folder,
+            kubeconfig: kubeconfig.to_owned(),
+            people,
+            registry,
+            client,
+            cluster: None,
+        })
     }
 
     fn check_version(&self, progress: &Progress) -> Result<()> {
         let step = progress.step("check the cluster's version");
         let version: Value = serde_json::from_str(&self.kubectl(Person::Admin, &["version", "-o", "json"])?)?;
-        let minor = version["serverVersion"]["minor"].as_str().unwrap_or_default().trim_end_matches('+');
-        let found = version["serverVersion"]["gitVersion"].as_str().unwrap_or("unknown").to_owned();
+        let minor = version["serverVersion"]["minor"]
+            .as_str()
+            .unwrap_or_default()
+            .trim_end_matches('+');
+        let found = version["serverVersion"]["gitVersion"]
+            .as_str()
+            .unwrap_or("unknown")
+            .to_owned();
         let new_enough = minor.parse::<u32>().is_ok_and(|minor| minor >= 35);
-        ensure!(new_enough, "the cluster is {found}: models are mounted as image volumes, which need Kubernetes 1.35 or newer");
+        ensure!(
+            new_enough,
+            "the cluster is {found}: models are mounted as image volumes, which need Kubernetes 1.35 or newer"
+        );
         step.done(found);
         Ok(())
     }
@@ -162,11 +184,23 @@ impl World {
     pub(super) fn apply(&self, person: Person, manifest: &str) -> Result<String> {
         use std::io::Write as _;
         let mut command = self.kubectl_command(person, &["apply", "-f", "-"])?;
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        child.stdin.take().context("kubectl has no stdin")?.write_all(manifest.as_bytes())?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child
+            .stdin
+            .take()
+            .context("kubectl has no stdin")?
+            .write_all(manifest.as_bytes())?;
         let output = child.wait_with_output()?;
         if !output.status.success() {
-            bail!("kubectl apply as {}: {}", person.name(), String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "kubectl apply as {}: {}",
+                person.name(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -174,7 +208,11 @@ impl World {
     /// A `kubectl` command in the example's namespace.
     pub(super) fn kubectl_command(&self, person: Person, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(go::path("kubectl")?);
-        command.arg("--namespace").arg(NAMESPACE).args(&self.people[&person]).args(arguments);
+        command
+            .arg("--namespace")
+            .arg(NAMESPACE)
+            .args(&self.people[&person])
+            .args(arguments);
         command.env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
         Ok(command)
     }
@@ -184,7 +222,11 @@ impl World {
         let mut command = Command::new(go::path("helm")?);
         let home = self.folder().join("helm");
         fs::create_dir_all(&home)?;
-        command.args(["--namespace", SYSTEM]).args(arguments).env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
+        command
+            .args(["--namespace", SYSTEM])
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::null());
         for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
             command.env(variable, &home);
         }
@@ -194,7 +236,9 @@ impl World {
     /// Forwards a free local port to `port` of `resource` in `namespace`; gives the base URL. Ends with the returned process.
     pub(super) async fn forward(&self, namespace: &str, resource: &str, port: u16) -> Result<Forward> {
         let local = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        let log = self.folder().join(format!("forward-{}.log", resource.replace('/', "-")));
+        let log = self
+            .folder()
+            .join(format!("forward-{}.log", resource.replace('/', "-")));
         let arguments = [
             "--kubeconfig".to_owned(),
             self.kubeconfig.display().to_string(),
@@ -208,19 +252,32 @@ impl World {
         let until = Instant::now() + Duration::from_secs(20);
         while std::net::TcpStream::connect(("127.0.0.1", local)).is_err() {
             process.check()?;
-            ensure!(Instant::now() < until, "no connection to {resource}: {}", process::tail(&log));
+            ensure!(
+                Instant::now() < until,
+                "no connection to {resource}: {}",
+                process::tail(&log)
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(Forward { address: format!("127.0.0.1:{local}"), _process: process })
+        Ok(Forward {
+            address: format!("127.0.0.1:{local}"),
+            _process: process,
+        })
     }
 
     /// What a person can do with the cluster that was kept.
     pub(super) fn say_how_to_use(&self, progress: &Progress) {
         progress.say(&format!("export KUBECONFIG={}", self.kubeconfig.display()));
         progress.say(&format!("kubectl --namespace {NAMESPACE} get mopt,mpromo,ppolicy"));
-        progress.say(&format!("kubectl --namespace {SYSTEM} port-forward service/{RELEASE}-operator 8080   # http://127.0.0.1:8080"));
+        progress.say(&format!(
+            "kubectl --namespace {SYSTEM} port-forward service/{RELEASE}-operator 8080   # http://127.0.0.1:8080"
+        ));
         for person in [Person::Erin, Person::Sam] {
-            progress.say(&format!("{} is: kubectl {}", person.name(), self.people[&person].join(" ")));
+            progress.say(&format!(
+                "{} is: kubectl {}",
+                person.name(),
+                self.people[&person].join(" ")
+            ));
         }
         if self.owns_cluster() {
             progress.say("Ctrl-C stops it and removes everything");
@@ -231,7 +288,10 @@ impl World {
     pub(super) async fn clean_up(self) -> Result<()> {
         if self.cluster.is_none() {
             self.kubectl(Person::Admin, &["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
-            self.kubectl(Person::Admin, &["delete", "promotionpolicy", "assayer-demo", "--ignore-not-found"])?;
+            self.kubectl(
+                Person::Admin,
+                &["delete", "promotionpolicy", "assayer-demo", "--ignore-not-found"],
+            )?;
             self.helm(&["uninstall", RELEASE])?;
         }
         Ok(())

@@ -68,7 +68,10 @@ pub fn program(name: &str, progress: &Progress) -> Result<PathBuf> {
     let step = progress.step(format!("compile {name} with cargo"));
     let found = executables_of(&["--package", name, "--bin", name])?;
     step.done("");
-    found.get(name).cloned().with_context(|| format!("cargo built no program {name}"))
+    found
+        .get(name)
+        .cloned()
+        .with_context(|| format!("cargo built no program {name}"))
 }
 
 /// Builds the images `wanted`, from the source tree this program was built from.

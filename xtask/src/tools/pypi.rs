@@ -50,6 +50,11 @@ pub fn onnx_runtime_path() -> Result<PathBuf> {
     Ok(folder_of(&ONNX_RUNTIME)?.join(ONNX_RUNTIME.files[0]))
 }
 
+/// Where the FP32 model of [`MAGIKA`] is, or will be once it is fetched.
+pub fn magika_model_path() -> Result<PathBuf> {
+    Ok(folder_of(&MAGIKA)?.join("magika/models/standard_v3_3/model.onnx"))
+}
+
 fn folder_of(wheel: &Wheel) -> Result<PathBuf> {
     Ok(cache::folder("pypi")?.join(format!("{}-{}", wheel.name, wheel.version)))
 }
