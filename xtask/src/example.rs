@@ -4,6 +4,8 @@
 //! same machine gives the same bytes. Nothing of it is committed.
 
 mod files;
+#[cfg(test)]
+mod manifests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use arrow_array::{ArrayRef, FixedSizeListArray, Int32Array, RecordBatch};
 use arrow_schema::{DataType, Field, Schema};
 use parquet::{arrow::ArrowWriter, basic::Compression, file::properties::WriterProperties};
@@ -48,8 +50,19 @@ pub struct ExampleData {
     pub calibration: PathBuf,
     /// `evaluation.parquet`.
     pub evaluation: PathBuf,
-    /// Kinds of file that are in the data.
-    pub kinds: usize,
+}
+
+impl ExampleData {
+    fn at(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            model: folder.join("magika.onnx"),
+            reexport: folder.join("magika-reexport.onnx"),
+            config: folder.join("config.min.json"),
+            calibration: folder.join("calibration.parquet"),
+            evaluation: folder.join("evaluation.parquet"),
+        }
+    }
 }
 
 /// The folder that the manifests of `examples/magika/` name.
@@ -57,9 +70,26 @@ pub fn default_folder() -> PathBuf {
     cache::workspace().join("examples/magika/files")
 }
 
+/// The files in `folder`, made with [`ROWS`] rows if one of them is not there.
+pub fn ensure(folder: &Path, progress: &Progress) -> Result<ExampleData> {
+    let data = ExampleData::at(folder);
+    // `config.min.json` is written last.
+    let files = [
+        &data.model,
+        &data.reexport,
+        &data.calibration,
+        &data.evaluation,
+        &data.config,
+    ];
+    if files.iter().all(|file| file.is_file()) {
+        return Ok(data);
+    }
+    make(folder, ROWS, progress)
+}
+
 /// Makes the files in `folder`. Takes seconds: the machine's packages and toolchains are walked through.
 pub fn make(folder: &Path, rows: usize, progress: &Progress) -> Result<ExampleData> {
-    ensure!((1..=65_536).contains(&rows), "--rows {rows}: must be from 1 to 65536");
+    anyhow::ensure!((1..=65_536).contains(&rows), "--rows {rows}: must be from 1 to 65536");
     let source = pypi::ensure(&pypi::MAGIKA, progress)?.join(MODEL);
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let model = fs::read(source.join("model.onnx")).context("read the model")?;
@@ -70,15 +100,7 @@ pub fn make(folder: &Path, rows: usize, progress: &Progress) -> Result<ExampleDa
     let samples = samples(&config, &files::folders())?;
     let kinds = samples.len();
     let [calibration, evaluation] = split(samples, rows)?;
-    let data = ExampleData {
-        folder: folder.to_owned(),
-        model: folder.join("magika.onnx"),
-        reexport: folder.join("magika-reexport.onnx"),
-        config: folder.join("config.min.json"),
-        calibration: folder.join("calibration.parquet"),
-        evaluation: folder.join("evaluation.parquet"),
-        kinds,
-    };
+    let data = ExampleData::at(folder);
     write(&data.calibration, &config, &calibration)?;
     write(&data.evaluation, &config, &evaluation)?;
     fs::write(&data.reexport, rename_output(&model)?)?;
@@ -167,11 +189,11 @@ fn write(path: &Path, config: &Config, rows: &[Row]) -> Result<()> {
 /// The model with its output under another name of the same length.
 fn rename_output(model: &[u8]) -> Result<Vec<u8>> {
     let (from, to) = (OUTPUT.as_bytes(), OTHER_OUTPUT.as_bytes());
-    ensure!(from.len() == to.len(), "{OUTPUT} and {OTHER_OUTPUT} differ in length");
+    anyhow::ensure!(from.len() == to.len(), "{OUTPUT} and {OTHER_OUTPUT} differ in length");
     let mut renamed = model.to_vec();
     let places: Vec<usize> = (0..model.len()).filter(|at| model[*at..].starts_with(from)).collect();
     // The node that computes it and the graph's list of outputs.
-    ensure!(
+    anyhow::ensure!(
         places.len() == 2,
         "the model names {OUTPUT} {} times, not twice",
         places.len()

@@ -49,7 +49,7 @@ pub enum Content {
 }
 
 /// What Python's `bytes.strip` removes; unlike [`u8::is_ascii_whitespace`] with the vertical tab.
-fn is_space(byte: &u8) -> bool {
+fn is_space(byte: u8) -> bool {
     matches!(byte, b'\t'..=b'\r' | b' ')
 }
 
@@ -126,7 +126,7 @@ impl Config {
         }
         let kept = first
             .iter()
-            .position(|byte| !is_space(byte))
+            .position(|byte| !is_space(*byte))
             .map_or(&[][..], |start| &first[start..]);
         // As in Python: with fewer bytes than that, at all or after stripping, there is nothing to go by but the encoding.
         if size < self.min_file_size_for_dl || kept.len() < self.min_file_size_for_dl {
@@ -142,7 +142,7 @@ impl Config {
         }
         let kept = last
             .iter()
-            .rposition(|byte| !is_space(byte))
+            .rposition(|byte| !is_space(*byte))
             .map_or(&[][..], |end| &last[..=end]);
         for (token, byte) in row.iter_mut().rev().zip(kept.iter().rev().take(self.end_size)) {
             *token = i32::from(*byte);

@@ -68,8 +68,9 @@ async fn main() -> Result<()> {
     // A thread of its own: a model that takes long to load must not keep the process from leaving.
     thread::spawn(move || match load(&runtime, &arguments) {
         Ok(model) => {
-            tracing::info!(model_digest = %model.digest(), "ready");
+            let digest = model.digest().clone();
             server.decide(Ok(model));
+            tracing::info!(model_digest = %digest, "ready");
         }
         Err(error) => {
             let reason = format!("{error:#}");

@@ -92,12 +92,12 @@ impl Model {
     /// When there is not exactly one model, ONNX Runtime refuses it, or it breaks the contract.
     pub fn load(runtime: &Environment, path: &Path, config: Config, threads: usize) -> Result<Self, ModelError> {
         let files = files(path)?;
-        let mut models = files.iter().filter(|(file, _)| file.path.ends_with(".onnx"));
-        let (Some((file, onnx)), None) = (models.next(), models.next()) else {
-            let found = format!(
-                "{} files named *.onnx",
-                files.iter().filter(|(f, _)| f.path.ends_with(".onnx")).count()
-            );
+        let models: Vec<_> = files
+            .iter()
+            .filter(|(_, at)| at.extension().is_some_and(|extension| extension == "onnx"))
+            .collect();
+        let [(file, onnx)] = models[..] else {
+            let found = format!("{} files named *.onnx", models.len());
             return Err(ModelError::Files {
                 path: path.to_owned(),
                 found,

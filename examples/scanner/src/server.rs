@@ -110,12 +110,11 @@ impl Server {
             .with_state(self)
     }
 
-    /// The model, or the answer to give instead.
-    fn model(&self) -> Result<&Model, Response> {
+    /// The model, or why there is none (yet).
+    fn model(&self) -> Result<&Model, &str> {
         match self.model.get() {
-            Some(Ok(model)) => Ok(model),
-            Some(Err(reason)) => Err(refusal(StatusCode::SERVICE_UNAVAILABLE, reason)),
-            None => Err(refusal(StatusCode::SERVICE_UNAVAILABLE, "the model is being loaded")),
+            Some(model) => model.as_ref().map_err(String::as_str),
+            None => Err("the model is being loaded"),
         }
     }
 }
@@ -127,7 +126,7 @@ fn refusal(status: StatusCode, reason: &str) -> Response {
 async fn readyz(State(server): State<Arc<Server>>) -> Response {
     match server.model() {
         Ok(model) => Json(json!({"modelDigest": model.digest()})).into_response(),
-        Err(refused) => refused,
+        Err(reason) => refusal(StatusCode::SERVICE_UNAVAILABLE, reason),
     }
 }
 
@@ -151,7 +150,7 @@ async fn classify(State(server): State<Arc<Server>>, content: Bytes) -> Response
 fn answer(server: &Server, content: &[u8]) -> Response {
     let model = match server.model() {
         Ok(model) => model,
-        Err(refused) => return refused,
+        Err(reason) => return refusal(StatusCode::SERVICE_UNAVAILABLE, reason),
     };
     match model.classify(content) {
         Ok(answer) => Json(Classified {

@@ -1,12 +1,15 @@
 //! The server with ONNX Runtime and the model it was written for. `cargo xtask test` fetches both and names them in
 //! `ASSAYER_ORT` (the shared library) and `ASSAYER_MAGIKA` (`model.onnx`, its configuration beside it).
 
+// clippy's exception for tests does not reach the functions that they share.
+#![allow(clippy::unwrap_used)]
+
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 
 use axum::body::{Body, to_bytes};
@@ -190,10 +193,21 @@ fn the_digest_is_over_every_file_of_the_model() {
     assert_eq!(model.file_digest(), other.file_digest());
 }
 
+/// A program that does not outlive a test that fails.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Already gone where the test went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn the_program_serves_and_leaves_when_told_to() {
     let folder = folder(|model| model);
-    let mut program = Command::new(env!("CARGO_BIN_EXE_scanner"))
+    let program = Command::new(env!("CARGO_BIN_EXE_scanner"))
         .args(["--listen", "127.0.0.1:0", "--model"])
         .arg(folder.path())
         .arg("--config")
@@ -203,7 +217,8 @@ fn the_program_serves_and_leaves_when_told_to() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(program.stderr.take().unwrap()).lines();
+    let mut program = Program(program);
+    let mut lines = BufReader::new(program.0.stderr.take().unwrap()).lines();
     let mut wait_for = |message: &str| loop {
         let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
         if line["fields"]["message"] == message {
@@ -228,9 +243,9 @@ fn the_program_serves_and_leaves_when_told_to() {
     );
 
     let told = Command::new("kill")
-        .args(["-TERM", &program.id().to_string()])
+        .args(["-TERM", &program.0.id().to_string()])
         .status()
         .unwrap();
     assert!(told.success());
-    assert!(program.wait().unwrap().success());
+    assert!(program.0.wait().unwrap().success());
 }

@@ -16,7 +16,7 @@ use scanner::features::{Config, Content};
 use sha2::{Digest, Sha256};
 
 /// Most files of one kind that are read; which ones, the digests of their paths say.
-const MOST_OF_A_KIND: usize = 400;
+const MOST_OF_A_KIND: usize = 128;
 
 /// Extensions that mean one kind. Left out are those that mean several (`h`, `m`, `ts`, `txt`, `v`, `pl`, `s`) and those that
 /// packages use for something else (`snap`, `sum`, `crt`, `mod`, `lock`).
