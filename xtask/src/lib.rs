@@ -4,6 +4,8 @@
 pub mod cache;
 pub mod cluster;
 pub mod commands;
+pub mod demo;
+pub mod example;
 pub mod images;
 pub mod interrupt;
 pub mod process;

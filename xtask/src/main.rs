@@ -1,13 +1,13 @@
 //! `cargo xtask`: the developer commands. Parses arguments and hands over; decides nothing itself.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use xtask::{
     cluster::{self, ControlPlane, ControlPlaneOptions},
     commands::{self, ClusterCommand},
-    images::{self, Ours},
+    demo, example, images::{self, Ours},
     interrupt,
     progress::Progress,
     test,
@@ -38,6 +38,17 @@ enum Command {
     Test,
     /// Build our images without a container engine, and push them
     Images(ImagesArguments),
+    /// Make the model and the data sets of examples/magika from a package and this machine's files
+    ExampleData {
+        /// Folder to write to [default: examples/magika/files]
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Rows of the calibration and of the evaluation set
+        #[arg(long, default_value_t = example::ROWS)]
+        rows: usize,
+    },
+    /// The whole journey: optimize, validate, approve, roll out, roll back, and see what is live
+    Demo(demo::Options),
 }
 
 #[derive(Args)]
@@ -75,6 +86,10 @@ async fn run(command: Command, progress: &Progress) -> Result<()> {
         Command::Cluster(command) => commands::run(&command, progress).await,
         Command::Test => test::run(progress),
         Command::Images(arguments) => push_images(&arguments, progress),
+        Command::ExampleData { out, rows } => {
+            example::make(&out.unwrap_or_else(example::default_folder), rows, progress).map(|_| ())
+        }
+        Command::Demo(options) => demo::run(&options, progress).await,
     }
 }
 

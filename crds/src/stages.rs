@@ -1,0 +1,117 @@
+//! The stages of a candidate: what may be done to a model, in the words of the schema and of the worker's plan alike.
+//!
+//! Decides names, defaults and limits. Never touches a model.
+
+#[cfg(feature = "kube")]
+use kube::KubeSchema;
+#[cfg(feature = "kube")]
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One step that changes the model. Exactly one technique is named.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(KubeSchema))]
+#[cfg_attr(feature = "kube", x_kube(validation = ("has(self.quantize)", "a stage names exactly one technique: quantize")))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stage {
+    /// Replace floating-point weights, and in static mode activations, by 8-bit integers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantize>,
+}
+
+/// How a model is quantized to 8-bit integers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(KubeSchema))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.calibration) || self.mode == 'Static'",
+    "calibration is for mode Static; dynamic quantization measures ranges while it runs: remove calibration or set mode: Static")))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Quantize {
+    /// `Dynamic` computes activation ranges at run time and needs no data; `Static` fixes them from calibration data.
+    pub mode: QuantizeMode,
+    /// Type of the weights. Default `Int8` (symmetric).
+    #[serde(default)]
+    pub weights: WeightType,
+    /// Type of the activations. Default `UInt8` (asymmetric).
+    #[serde(default)]
+    pub activations: ActivationType,
+    /// One scale for each output channel of a weight, or one for the whole tensor. Default `PerChannel`.
+    #[serde(default)]
+    pub granularity: Granularity,
+    /// How activation ranges are found in mode `Static`. Default: method `MinMax`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationMethod>,
+}
+
+/// When activation ranges are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(JsonSchema))]
+pub enum QuantizeMode {
+    /// At run time, anew for every input.
+    Dynamic,
+    /// Before, from calibration data.
+    Static,
+}
+
+/// Integer type of quantized weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(JsonSchema))]
+pub enum WeightType {
+    /// Signed 8 bits, symmetric.
+    #[default]
+    Int8,
+}
+
+/// Integer type of quantized activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(JsonSchema))]
+pub enum ActivationType {
+    /// Unsigned 8 bits, asymmetric.
+    #[default]
+    UInt8,
+    /// Signed 8 bits.
+    Int8,
+}
+
+/// How many scales a weight has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(JsonSchema))]
+pub enum Granularity {
+    /// One for each output channel.
+    #[default]
+    PerChannel,
+    /// One for the tensor.
+    PerTensor,
+}
+
+/// How activation ranges are chosen from what calibration data shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(KubeSchema))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.percentile) || self.method == 'Percentile'",
+    "percentile is for method Percentile: remove it or set method: Percentile")))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CalibrationMethod {
+    /// `MinMax` keeps everything seen; `Entropy` clips where the Kullback-Leibler divergence is least; `Percentile` clips the tails.
+    pub method: CalibrationKind,
+    /// Share of values, in percent, that stays inside the range with method `Percentile`. Default 99.999.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "kube",
+        schemars(length(max = 16), regex(pattern = r"^(100|[5-9][0-9])(\.[0-9]{1,9})?$"))
+    )]
+    pub percentile: Option<String>,
+}
+
+/// Method of choosing activation ranges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(JsonSchema))]
+pub enum CalibrationKind {
+    /// Smallest and largest value seen.
+    #[default]
+    MinMax,
+    /// Least divergence between the float and the quantized distribution.
+    Entropy,
+    /// Symmetric share of the distribution.
+    Percentile,
+}
