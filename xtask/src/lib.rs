@@ -1,0 +1,11 @@
+//! Developer commands as a library: programs and packages, the local Kubernetes, images. The tests and the demo use it;
+//! it decides nothing about Assayer itself and depends on neither its operator nor its worker.
+
+pub mod cache;
+pub mod cluster;
+pub mod commands;
+pub mod images;
+pub mod interrupt;
+pub mod process;
+pub mod progress;
+pub mod tools;
