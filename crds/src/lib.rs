@@ -9,6 +9,7 @@
     feature = "kube",
     allow(unreachable_pub, reason = "KubeSchema generates validation structs that trip it")
 )]
+#![allow(clippy::duplicated_attributes, reason = "printer columns repeat their keys")]
 
 pub mod contract;
 pub mod digest;
