@@ -22,7 +22,7 @@ request.userInfo.username == '{{ include "assayer.operatorUser" . }}' && request
 {{- end }}
 
 {{- define "assayer.signingSecret" -}}
-{{ .Values.signing.existingSecret | default "assayer-signing" }}
+{{ .Values.signing.existingSecret | default "assayer-signing-key" }}
 {{- end }}
 
 {{- define "assayer.restricted" -}}
