@@ -52,12 +52,16 @@ fn changed(object: &Value, case: &Case) -> Result<Value> {
     for pointer in &case.remove {
         let (parent, key) = pointer.rsplit_once('/').context("a pointer")?;
         let parent = object.pointer_mut(parent).and_then(Value::as_object_mut);
-        parent.and_then(|parent| parent.remove(key)).with_context(|| format!("{pointer} is not there"))?;
+        parent
+            .and_then(|parent| parent.remove(key))
+            .with_context(|| format!("{pointer} is not there"))?;
     }
     for (pointer, value) in &case.set {
         let (parent, key) = pointer.rsplit_once('/').context("a pointer")?;
         let parent = object.pointer_mut(parent).and_then(Value::as_object_mut);
-        parent.with_context(|| format!("{pointer} has no parent"))?.insert(key.to_owned(), value.clone());
+        parent
+            .with_context(|| format!("{pointer} has no parent"))?
+            .insert(key.to_owned(), value.clone());
     }
     Ok(object)
 }
@@ -121,7 +125,13 @@ async fn definitions_are_accepted_and_refuse_what_they_say() -> Result<()> {
             answer => wrong.push(format!("{} {:?} -{:?}: {answer:?}", case.kind, case.set, case.remove)),
         }
     }
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
     Ok(())
 }
 
@@ -129,7 +139,11 @@ async fn definitions_are_accepted_and_refuse_what_they_say() -> Result<()> {
 async fn explain_reads_like_documentation() -> Result<()> {
     let control_plane = ControlPlane::start(&ControlPlaneOptions::default()).await?;
     let folder = format!("{}/../crds", env!("CARGO_MANIFEST_DIR"));
-    kubectl(&control_plane, &["apply", "-f", &format!("{folder}/modeloptimizations.yaml")], "")?;
+    kubectl(
+        &control_plane,
+        &["apply", "-f", &format!("{folder}/modeloptimizations.yaml")],
+        "",
+    )?;
     let told = eventually("explanations to be served", || async {
         let answer = kubectl(&control_plane, &["explain", "modeloptimization.spec.gates"], "")?;
         anyhow::ensure!(answer.refused.is_empty(), "{}", answer.refused);

@@ -15,7 +15,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Config,
     api::PostParams,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 use serde_json::{Value, json};
 use xtask::{
@@ -84,13 +84,33 @@ impl Installed {
             .create_token_request(name, &PostParams::default(), &request)
             .await
             .context("request a token")?;
-        let token = made.status.and_then(|status| status.token).context("no token came back")?;
+        let token = made
+            .status
+            .and_then(|status| status.token)
+            .context("no token came back")?;
+        let token = AuthInfo {
+            token: Some(token.into()),
+            ..AuthInfo::default()
+        };
+        self.client(|user| *user = token.clone()).await
+    }
+
+    /// A client that is `user` in `groups`: by a certificate, or by impersonation where that has room for one group only.
+    pub async fn person(&self, user: &str, groups: &[&str]) -> Result<Client> {
+        if groups.len() < 2 {
+            return self.control_plane.client_for(user, groups).await;
+        }
+        self.client(|admin| {
+            admin.impersonate = Some(user.to_owned());
+            admin.impersonate_groups = Some(groups.iter().map(ToString::to_string).collect());
+        })
+        .await
+    }
+
+    async fn client(&self, identify: impl Fn(&mut AuthInfo)) -> Result<Client> {
         let mut kubeconfig = Kubeconfig::read_from(self.control_plane.kubeconfig())?;
         for user in &mut kubeconfig.auth_infos {
-            user.auth_info = Some(kube::config::AuthInfo {
-                token: Some(token.clone().into()),
-                ..kube::config::AuthInfo::default()
-            });
+            identify(user.auth_info.get_or_insert_default());
         }
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(Client::try_from(config)?)
@@ -137,7 +157,10 @@ pub fn render(values: &[&str]) -> Result<String> {
     let mut helm = Command::new(go::path("helm")?);
     helm.args(["template", "assayer"]).arg(chart());
     helm.args(["--namespace", SYSTEM, "--kube-version", "1.36.0"]);
-    helm.args(["--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"]);
+    helm.args([
+        "--api-versions",
+        "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy",
+    ]);
     for value in values.iter().copied().chain([
         format!("image={IMAGE}").as_str(),
         format!("workerImage={IMAGE}").as_str(),
@@ -173,7 +196,11 @@ pub fn kubectl(control_plane: &ControlPlane, arguments: &[&str], input: &str) ->
     let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output()?;
     writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
-    let refused = if output.status.success() { Vec::new() } else { output.stderr.clone() };
+    let refused = if output.status.success() {
+        Vec::new()
+    } else {
+        output.stderr.clone()
+    };
     Ok(Answer {
         said: format!(
             "{}{}",
@@ -194,7 +221,8 @@ pub async fn eventually<T, F: Future<Output = Result<T>>>(what: &str, mut attemp
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    Err(last.unwrap_or_else(|| anyhow::anyhow!("never tried"))).with_context(|| format!("{what} did not come about in 30 s"))
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("never tried")))
+        .with_context(|| format!("{what} did not come about in 30 s"))
 }
 
 /// The message with which the API server refused, or an error that says what it did instead.

@@ -6,8 +6,8 @@ use kube::api::PostParams;
 use serde_json::{Value, json};
 
 use super::scene::{
-    ALICE, BOB, CAROL, DIGEST, ERIN, OLGA, OTHER, Person, RITA, ROBOT, ROOT, Scene, Stamps, annotations, assert_refused,
-    joined,
+    ALICE, BOB, CAROL, DIGEST, ERIN, OLGA, OTHER, Person, RITA, ROBOT, ROOT, Scene, Stamps, annotations,
+    assert_refused, joined,
 };
 use crate::installed::refusal;
 
@@ -39,13 +39,23 @@ struct Row {
 }
 
 const fn row(who: Person, given: Given, does: &'static str, request: Request, refused: &'static [&'static str]) -> Row {
-    Row { who, given, does, request, refused }
+    Row {
+        who,
+        given,
+        does,
+        request,
+        refused,
+    }
 }
 
 const PREFIX: &str = "denied request: assayer: ";
 const MEANINGLESS: &[&str] = &[PREFIX, "which means nothing", "roles are [a-z0-9-]{1,50}"];
 const STAMPS: &[&str] = &[PREFIX, "can not set the stamps of security so"];
-const NOT_YOURS: &[&str] = &[PREFIX, "may not take away or replace what bob said as security", "only bob or another person"];
+const NOT_YOURS: &[&str] = &[
+    PREFIX,
+    "may not take away or replace what bob said as security",
+    "only bob or another person",
+];
 
 fn security(scene: &Scene, who: Person) -> Value {
     scene.approve(who, "security", DIGEST)
@@ -118,9 +128,18 @@ async fn prepare(scene: &Scene, name: &str, given: Given) -> Result<()> {
     }
     scene.waiting(name).await?;
     match given {
-        Given::Respecced => scene.patch(RITA, name, &json!({"spec": {"change": {"reason": "other"}}})).await.map(drop)?,
-        Given::ApprovedByBob => scene.annotate(BOB, name, &scene.approve(BOB, "security", DIGEST)).await.map(drop)?,
-        Given::RejectedByBob => scene.annotate(BOB, name, &scene.reject(BOB, "security", DIGEST)).await.map(drop)?,
+        Given::Respecced => scene
+            .patch(RITA, name, &json!({"spec": {"change": {"reason": "other"}}}))
+            .await
+            .map(drop)?,
+        Given::ApprovedByBob => scene
+            .annotate(BOB, name, &scene.approve(BOB, "security", DIGEST))
+            .await
+            .map(drop)?,
+        Given::RejectedByBob => scene
+            .annotate(BOB, name, &scene.reject(BOB, "security", DIGEST))
+            .await
+            .map(drop)?,
         Given::Requested | Given::Waiting => {}
     }
     Ok(())
@@ -135,7 +154,10 @@ async fn try_row(scene: &Scene, name: &str, row: &Row) -> Result<()> {
     }
     let kept = annotations(&result.context("should be accepted")?);
     for (key, value) in request.as_object().into_iter().flatten() {
-        ensure!(kept.get(key) == Some(value).filter(|value| !value.is_null()), "{key} in {kept}");
+        ensure!(
+            kept.get(key) == Some(value).filter(|value| !value.is_null()),
+            "{key} in {kept}"
+        );
     }
     check_stamps(row.who, &request, &kept)
 }
@@ -148,11 +170,17 @@ fn check_stamps(who: Person, request: &Value, kept: &Value) -> Result<()> {
             let by = kept.get(format!("{}{seat}", names::APPROVED_BY));
             let groups = kept.get(format!("{}{seat}", names::APPROVER_GROUPS));
             ensure!(by == approved.then(|| json!(who.user)).as_ref(), "approved by {by:?}");
-            ensure!(groups == approved.then(|| json!(joined(who))).as_ref(), "groups {groups:?}");
+            ensure!(
+                groups == approved.then(|| json!(joined(who))).as_ref(),
+                "groups {groups:?}"
+            );
         }
         if let Some(seat) = key.strip_prefix(names::REJECT) {
             let by = kept.get(format!("{}{seat}", names::REJECTED_BY));
-            ensure!(by == kept.get(key).map(|_| json!(who.user)).as_ref(), "rejected by {by:?}");
+            ensure!(
+                by == kept.get(key).map(|_| json!(who.user)).as_ref(),
+                "rejected by {by:?}"
+            );
         }
     }
     Ok(())
@@ -166,7 +194,13 @@ async fn try_all(stamps: Stamps) -> Result<()> {
             wrong.push(format!("{} {} ({:?}): {error:#}", row.who.user, row.does, row.given));
         }
     }
-    assert!(wrong.is_empty(), "{stamps:?}: {} of {}:\n{}", wrong.len(), ROWS.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{stamps:?}: {} of {}:\n{}",
+        wrong.len(),
+        ROWS.len(),
+        wrong.join("\n")
+    );
     requests_and_replacements(&scene).await?;
     if stamps == Stamps::ByClient {
         lies_of_clients(&scene).await?;
@@ -192,37 +226,71 @@ async fn requests_and_replacements(scene: &Scene) -> Result<()> {
     manifest["metadata"]["annotations"][format!("{}security", names::APPROVE)] = DIGEST.into();
     let promotion: ModelPromotion = serde_json::from_value(manifest)?;
     let result = scene.promotions(ALICE).create(&PostParams::default(), &promotion).await;
-    assert_refused("creation with an approval", result, &[PREFIX, "creates a ModelPromotion that already carries approve.assayer.dev/security"])?;
+    assert_refused(
+        "creation with an approval",
+        result,
+        &[
+            PREFIX,
+            "creates a ModelPromotion that already carries approve.assayer.dev/security",
+        ],
+    )?;
 
     // Whoever changes the spec is the requester from then on; the approval stays, and is stale by its digest.
     prepare(scene, "changed", Given::ApprovedByBob).await?;
     let mut change = json!({"spec": {"change": {"reason": "another reason"}}});
     if scene.stamps == Stamps::ByClient {
         let result = scene.patch(ALICE, "changed", &change).await;
-        assert_refused("a change without its stamp", result, &[PREFIX, "is thereby its requester: set assayer.dev/requested-by to alice"])?;
+        assert_refused(
+            "a change without its stamp",
+            result,
+            &[
+                PREFIX,
+                "is thereby its requester: set assayer.dev/requested-by to alice",
+            ],
+        )?;
         change["metadata"]["annotations"] = json!({names::REQUESTED_BY: "alice"});
     }
     let changed = annotations(&scene.patch(ALICE, "changed", &change).await?);
-    ensure!(changed[names::REQUESTED_BY] == "alice" && changed["approved-by.assayer.dev/security"] == "bob", "{changed}");
+    ensure!(
+        changed[names::REQUESTED_BY] == "alice" && changed["approved-by.assayer.dev/security"] == "bob",
+        "{changed}"
+    );
 
     let mut both = json!({"spec": {"change": {"reason": "yet another"}}, "metadata": {"annotations": scene.approve(ERIN, "security.2", DIGEST)}});
     both["metadata"]["annotations"][names::REQUESTED_BY] = ERIN.user.into();
     let result = scene.patch(ERIN, "changed", &both).await;
-    assert_refused("approval and change at once", result, &[PREFIX, "changes the spec of ml/changed and wants to approve in the same request"])?;
+    assert_refused(
+        "approval and change at once",
+        result,
+        &[
+            PREFIX,
+            "changes the spec of ml/changed and wants to approve in the same request",
+        ],
+    )?;
 
     // A full replace drops what it does not know; an approval does not go that way.
     prepare(scene, "replaced", Given::ApprovedByBob).await?;
     let mut replacement = scene.promotions(ALICE).get("replaced").await?;
     replacement.metadata.annotations = None;
-    let result = scene.promotions(ALICE).replace("replaced", &PostParams::default(), &replacement).await;
+    let result = scene
+        .promotions(ALICE)
+        .replace("replaced", &PostParams::default(), &replacement)
+        .await;
     assert_refused("a replace that drops an approval", result, NOT_YOURS)?;
 
     prepare(scene, "kept", Given::Waiting).await?;
     let mut replacement = scene.promotions(ALICE).get("kept").await?;
     replacement.metadata.annotations = None;
-    let result = scene.promotions(ALICE).replace("kept", &PostParams::default(), &replacement).await;
+    let result = scene
+        .promotions(ALICE)
+        .replace("kept", &PostParams::default(), &replacement)
+        .await;
     if scene.stamps == Stamps::ByClient {
-        return assert_refused("a replace that drops the requester", result, &[PREFIX, "can not change assayer.dev/requested-by"]);
+        return assert_refused(
+            "a replace that drops the requester",
+            result,
+            &[PREFIX, "can not change assayer.dev/requested-by"],
+        );
     }
     ensure!(annotations(&result?)[names::REQUESTED_BY] == "rita");
     Ok(())
@@ -246,14 +314,31 @@ async fn lies_of_clients(scene: &Scene) -> Result<()> {
     let mut rejection = scene.reject(BOB, "security", DIGEST);
     rejection["rejected-by.assayer.dev/security"] = "erin".into();
     let result = scene.annotate(BOB, "lies", &rejection).await;
-    assert_refused("a false stamp", result, &[PREFIX, "can not set the stamp of security so: rejected-by"])?;
+    assert_refused(
+        "a false stamp",
+        result,
+        &[PREFIX, "can not set the stamp of security so: rejected-by"],
+    )?;
 
     scene.annotate(BOB, "lies", &truth).await?;
-    let result = scene.annotate(BOB, "lies", &json!({"approve.assayer.dev/security": null})).await;
+    let result = scene
+        .annotate(BOB, "lies", &json!({"approve.assayer.dev/security": null}))
+        .await;
     assert_refused("a stamp that outlives its approval", result, STAMPS)?;
 
-    let said = refusal(scene.promotions(RITA).create(&PostParams::default(), &serde_json::from_value(scene.manifest("foisted", BOB))?).await)?;
-    ensure!(said.contains("is thereby its requester: set assayer.dev/requested-by to rita"), "{said}");
+    let said = refusal(
+        scene
+            .promotions(RITA)
+            .create(
+                &PostParams::default(),
+                &serde_json::from_value(scene.manifest("foisted", BOB))?,
+            )
+            .await,
+    )?;
+    ensure!(
+        said.contains("is thereby its requester: set assayer.dev/requested-by to rita"),
+        "{said}"
+    );
     Ok(())
 }
 
@@ -267,11 +352,17 @@ async fn lies_that_the_cluster_puts_right(scene: &Scene) -> Result<()> {
     ensure!(kept["approved-by.assayer.dev/security"] == "bob", "{kept}");
 
     let kept = annotations(&scene.annotate(BOB, "lies", &scene.withdraw("security")).await?);
-    ensure!(kept == json!({names::REQUESTED_BY: "rita"}), "the reason goes with the approval: {kept}");
+    ensure!(
+        kept == json!({names::REQUESTED_BY: "rita"}),
+        "the reason goes with the approval: {kept}"
+    );
 
     let mut manifest = scene.manifest("foisted", RITA);
     manifest["metadata"]["annotations"] = json!({names::REQUESTED_BY: "bob"});
-    let made = scene.promotions(RITA).create(&PostParams::default(), &serde_json::from_value(manifest)?).await?;
+    let made = scene
+        .promotions(RITA)
+        .create(&PostParams::default(), &serde_json::from_value(manifest)?)
+        .await?;
     ensure!(annotations(&made)[names::REQUESTED_BY] == "rita");
     Ok(())
 }

@@ -27,24 +27,52 @@ pub struct Probe {
 }
 
 pub const PROBES: [Probe; 8] = [
-    Probe { policy: "assayer-approvals", refused: |scene| Box::pin(forged_approval(scene)) },
-    Probe { policy: "assayer-status", refused: |scene| Box::pin(foreign_status(scene)) },
-    Probe { policy: "assayer-optimization-authors", refused: |scene| Box::pin(optimization_without_jobs(scene)) },
-    Probe { policy: "assayer-promotion-authors", refused: |scene| Box::pin(promotion_without_target(scene)) },
-    Probe { policy: "assayer-worker-jobs", refused: |scene| Box::pin(foreign_job(scene)) },
-    Probe { policy: "assayer-worker-pods", refused: |scene| Box::pin(foreign_pod(scene)) },
-    Probe { policy: "assayer-worker-entry", refused: |scene| Box::pin(entered_pod(scene)) },
-    Probe { policy: "assayer-evidence", refused: |scene| Box::pin(foreign_evidence(scene)) },
+    Probe {
+        policy: "assayer-approvals",
+        refused: |scene| Box::pin(forged_approval(scene)),
+    },
+    Probe {
+        policy: "assayer-status",
+        refused: |scene| Box::pin(foreign_status(scene)),
+    },
+    Probe {
+        policy: "assayer-optimization-authors",
+        refused: |scene| Box::pin(optimization_without_jobs(scene)),
+    },
+    Probe {
+        policy: "assayer-promotion-authors",
+        refused: |scene| Box::pin(promotion_without_target(scene)),
+    },
+    Probe {
+        policy: "assayer-worker-jobs",
+        refused: |scene| Box::pin(foreign_job(scene)),
+    },
+    Probe {
+        policy: "assayer-worker-pods",
+        refused: |scene| Box::pin(foreign_pod(scene)),
+    },
+    Probe {
+        policy: "assayer-worker-entry",
+        refused: |scene| Box::pin(entered_pod(scene)),
+    },
+    Probe {
+        policy: "assayer-evidence",
+        refused: |scene| Box::pin(foreign_evidence(scene)),
+    },
 ];
 
 fn dry_run() -> PostParams {
-    PostParams { dry_run: true, ..PostParams::default() }
+    PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    }
 }
 
 /// What the operator does every 30 s: it creates, as a dry run in its own namespace, a promotion that is approved already.
 pub async fn forged_approval(scene: &Scene) -> Result<String> {
     let mut manifest = scene.manifest("assayer-guard", MALLORY);
-    manifest["metadata"] = json!({"name": "assayer-guard", "annotations": {format!("{}guard", names::APPROVE): DIGEST}});
+    manifest["metadata"] =
+        json!({"name": "assayer-guard", "annotations": {format!("{}guard", names::APPROVE): DIGEST}});
     let forged: ModelPromotion = serde_json::from_value(manifest)?;
     let promotions = Api::<ModelPromotion>::namespaced(scene.operator.clone(), SYSTEM);
     refusal(promotions.create(&dry_run(), &forged).await)
@@ -56,7 +84,10 @@ async fn foreign_status(scene: &Scene) -> Result<String> {
     if promotions.get_opt(name).await?.is_none() {
         scene.requested(name).await?;
     }
-    let parameters = PatchParams { dry_run: true, ..PatchParams::default() };
+    let parameters = PatchParams {
+        dry_run: true,
+        ..PatchParams::default()
+    };
     let status = Patch::Merge(json!({"status": {"phase": "Live"}}));
     refusal(promotions.patch_status(name, &parameters, &status).await)
 }
@@ -86,7 +117,9 @@ pub fn worker_job(name: &str) -> Result<Job> {
 /// A pod with the worker's label.
 pub fn worker_pod(name: &str) -> Result<Pod> {
     let labels = json!({names::WORKER: "true"});
-    Ok(serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "spec": pod_spec()}))?)
+    Ok(serde_json::from_value(
+        json!({"metadata": {"name": name, "labels": labels}, "spec": pod_spec()}),
+    )?)
 }
 
 pub fn pod_spec() -> Value {
@@ -131,7 +164,11 @@ async fn foreign_evidence(scene: &Scene) -> Result<String> {
 async fn the_guard_sees_whether_the_policy_is_in_force() -> Result<()> {
     // Opening the scene has already seen every policy refuse by its own name.
     let scene = Scene::open(Stamps::ByCluster).await?;
-    assert!(forged_approval(&scene).await?.contains("ValidatingAdmissionPolicy 'assayer-approvals'"));
+    assert!(
+        forged_approval(&scene)
+            .await?
+            .contains("ValidatingAdmissionPolicy 'assayer-approvals'")
+    );
 
     let bindings = Api::<ValidatingAdmissionPolicyBinding>::all(scene.installed.admin.clone());
     bindings.delete("assayer-approvals", &DeleteParams::default()).await?;
@@ -149,5 +186,9 @@ async fn the_operator_may_create_promotions_in_its_own_namespace_only() -> Resul
     let manifest: ModelPromotion = serde_json::from_value(scene.manifest("assayer-guard", MALLORY))?;
     let promotions = Api::<ModelPromotion>::namespaced(scene.operator.clone(), NAMESPACE);
     let result = promotions.create(&dry_run(), &manifest).await;
-    assert_refused("a promotion by the operator elsewhere", result, &["cannot create resource \"modelpromotions\""])
+    assert_refused(
+        "a promotion by the operator elsewhere",
+        result,
+        &["cannot create resource \"modelpromotions\""],
+    )
 }

@@ -33,24 +33,59 @@ const SECURITY: &str = "assayer-approver-security";
 const LEGAL: &str = "assayer-approver-legal";
 
 /// May edit everything, and approve nothing.
-pub const ALICE: Person = Person { user: "alice", groups: &["developers", "ml"], roles: &[EDIT, DEPLOY] };
+pub const ALICE: Person = Person {
+    user: "alice",
+    groups: &["developers", "ml"],
+    roles: &[EDIT, DEPLOY],
+};
 /// Approves as security.
-pub const BOB: Person = Person { user: "bob", groups: &["security", "ml"], roles: &[SECURITY] };
+pub const BOB: Person = Person {
+    user: "bob",
+    groups: &["security", "ml"],
+    roles: &[SECURITY],
+};
 /// Approves as security, and may edit too.
-pub const ERIN: Person = Person { user: "erin", groups: &["security"], roles: &[SECURITY, EDIT, DEPLOY] };
+pub const ERIN: Person = Person {
+    user: "erin",
+    groups: &["security"],
+    roles: &[SECURITY, EDIT, DEPLOY],
+};
 /// Approves as legal.
-pub const CAROL: Person = Person { user: "carol", groups: &["legal"], roles: &[LEGAL] };
+pub const CAROL: Person = Person {
+    user: "carol",
+    groups: &["legal"],
+    roles: &[LEGAL],
+};
 /// Requested every promotion of these tests, and holds the role of security too.
-pub const RITA: Person = Person { user: "rita", groups: &["ml"], roles: &[SECURITY, EDIT, DEPLOY] };
+pub const RITA: Person = Person {
+    user: "rita",
+    groups: &["ml"],
+    roles: &[SECURITY, EDIT, DEPLOY],
+};
 /// In the owning group, and holds the role of security.
-pub const OLGA: Person = Person { user: "olga", groups: &["ml", OWNERS], roles: &[SECURITY] };
+pub const OLGA: Person = Person {
+    user: "olga",
+    groups: &["ml", OWNERS],
+    roles: &[SECURITY],
+};
 /// A machine with every right that there is here.
-pub const ROBOT: Person =
-    Person { user: "system:serviceaccount:ci:deployer", groups: &[], roles: &[SECURITY, LEGAL, EDIT, DEPLOY] };
+pub const ROBOT: Person = Person {
+    user: "system:serviceaccount:ci:deployer",
+    groups: &[],
+    roles: &[SECURITY, LEGAL, EDIT, DEPLOY],
+};
 /// May edit our kinds and nothing else: neither Jobs nor Deployments.
-pub const MALLORY: Person = Person { user: "mallory", groups: &[], roles: &[EDIT] };
+pub const MALLORY: Person = Person {
+    user: "mallory",
+    groups: &[],
+    roles: &[EDIT],
+};
 /// Holds every right of the cluster.
-pub const ROOT: Person = Person { user: "root", groups: &["system:masters"], roles: &[] };
+pub const ROOT: Person = Person {
+    user: "root",
+    groups: &["system:masters"],
+    roles: &[],
+};
 
 const EVERYBODY: [Person; 9] = [ALICE, BOB, ERIN, CAROL, RITA, OLGA, ROBOT, MALLORY, ROOT];
 
@@ -80,10 +115,15 @@ impl Scene {
         bind(&installed)?;
         let mut clients = BTreeMap::new();
         for person in EVERYBODY {
-            clients.insert(person.user, installed.control_plane.client_for(person.user, person.groups).await?);
+            clients.insert(person.user, installed.person(person.user, person.groups).await?);
         }
         let operator = installed.operator().await?;
-        let scene = Self { installed, stamps, clients, operator };
+        let scene = Self {
+            installed,
+            stamps,
+            clients,
+            operator,
+        };
         scene.wait_until_enforced().await?;
         Ok(scene)
     }
@@ -116,7 +156,11 @@ impl Scene {
     pub async fn requested(&self, name: &str) -> Result<()> {
         let manifest: ModelPromotion = serde_json::from_value(self.manifest(name, RITA))?;
         let made = self.promotions(RITA).create(&PostParams::default(), &manifest).await?;
-        ensure!(made.annotations().get(names::REQUESTED_BY).is_some_and(|by| by == RITA.user));
+        ensure!(
+            made.annotations()
+                .get(names::REQUESTED_BY)
+                .is_some_and(|by| by == RITA.user)
+        );
         Ok(())
     }
 
@@ -165,11 +209,14 @@ impl Scene {
 
     /// Annotates as `kubectl annotate` does.
     pub async fn annotate(&self, person: Person, name: &str, annotations: &Value) -> kube::Result<ModelPromotion> {
-        self.patch(person, name, &json!({"metadata": {"annotations": annotations}})).await
+        self.patch(person, name, &json!({"metadata": {"annotations": annotations}}))
+            .await
     }
 
     pub async fn patch(&self, person: Person, name: &str, patch: &Value) -> kube::Result<ModelPromotion> {
-        self.promotions(person).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
+        self.promotions(person)
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
     }
 
     /// New policies take a moment until the API server enforces them; each is waited for by something that only it refuses.
@@ -189,7 +236,10 @@ impl Scene {
         if self.stamps == Stamps::ByCluster {
             eventually("assayer-stamps", || async {
                 let manifest: ModelPromotion = serde_json::from_value(self.manifest("stamped", RITA))?;
-                let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+                let dry_run = PostParams {
+                    dry_run: true,
+                    ..PostParams::default()
+                };
                 let made = self.promotions(RITA).create(&dry_run, &manifest).await?;
                 ensure!(made.annotations().contains_key(names::REQUESTED_BY));
                 Ok(())

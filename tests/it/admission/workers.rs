@@ -17,10 +17,22 @@ use super::{
     scene::{ALICE, NAMESPACE, Scene, Stamps, assert_refused},
 };
 
-const JOB: &[&str] = &["denied request: assayer: user ", "only the operator creates worker Jobs"];
-const POD: &[&str] = &["denied request: assayer: user ", "only the Job controller creates worker pods"];
-const POD_STAYS: &[&str] = &["denied request: assayer: user ", "the annotations of assayer.dev and the images of a worker pod stay"];
-const EVIDENCE_STAYS: &[&str] = &["denied request: assayer: user ", "evidence stays as the operator recorded it"];
+const JOB: &[&str] = &[
+    "denied request: assayer: user ",
+    "only the operator creates worker Jobs",
+];
+const POD: &[&str] = &[
+    "denied request: assayer: user ",
+    "only the Job controller creates worker pods",
+];
+const POD_STAYS: &[&str] = &[
+    "denied request: assayer: user ",
+    "the annotations of assayer.dev and the images of a worker pod stay",
+];
+const EVIDENCE_STAYS: &[&str] = &[
+    "denied request: assayer: user ",
+    "evidence stays as the operator recorded it",
+];
 
 fn merge(patch: Value) -> (PatchParams, Patch<Value>) {
     (PatchParams::default(), Patch::Merge(patch))
@@ -29,7 +41,11 @@ fn merge(patch: Value) -> (PatchParams, Patch<Value>) {
 async fn job_controller(scene: &Scene) -> Result<Client> {
     // By a certificate: the service account's name is what the policy goes by.
     let user = "system:serviceaccount:kube-system:job-controller";
-    scene.installed.control_plane.client_for(user, &["system:masters"]).await
+    scene
+        .installed
+        .control_plane
+        .client_for(user, &["system:masters"])
+        .await
 }
 
 #[tokio::test]
@@ -39,8 +55,16 @@ async fn worker_jobs_are_the_operators() -> Result<()> {
     let jobs = |client: &Client| Api::<Job>::namespaced(client.clone(), NAMESPACE);
     let create = PostParams::default();
 
-    assert_refused("an editor's", jobs(&alice).create(&create, &worker_job("a")?).await, JOB)?;
-    assert_refused("the administrator's", jobs(&admin).create(&create, &worker_job("a")?).await, JOB)?;
+    assert_refused(
+        "an editor's",
+        jobs(&alice).create(&create, &worker_job("a")?).await,
+        JOB,
+    )?;
+    assert_refused(
+        "the administrator's",
+        jobs(&admin).create(&create, &worker_job("a")?).await,
+        JOB,
+    )?;
     // The label in the template alone would make worker pods just the same.
     let mut hidden = worker_job("a")?;
     hidden.metadata.labels = None;
@@ -53,14 +77,24 @@ async fn worker_jobs_are_the_operators() -> Result<()> {
     let label = json!({"spec": {"template": {"metadata": {"labels": {names::WORKER: "true"}}}}});
     let (parameters, patch) = merge(label);
     let result = jobs(&alice).patch("a", &parameters, &patch).await;
-    assert_refused("the label of a suspended Job", result, &["denied request: assayer: user alice can not add, change or remove label assayer.dev/worker"])?;
+    assert_refused(
+        "the label of a suspended Job",
+        result,
+        &["denied request: assayer: user alice can not add, change or remove label assayer.dev/worker"],
+    )?;
 
     jobs(&scene.operator).create(&create, &worker_job("assayer-b")?).await?;
-    let (parameters, patch) = merge(json!({"metadata": {"labels": {names::WORKER: null}}}));
+    // Removing it is no use: the API server puts the template's labels back.
+    let (parameters, patch) = merge(json!({"metadata": {"labels": {names::WORKER: "no"}}}));
     let result = jobs(&alice).patch("assayer-b", &parameters, &patch).await;
-    assert_refused("the label of ours", result, &["can not add, change or remove label assayer.dev/worker"])?;
+    assert_refused(
+        "the label of ours",
+        result,
+        &["can not add, change or remove label assayer.dev/worker"],
+    )?;
     // Queues edit our suspended Jobs: that goes on.
-    let (parameters, patch) = merge(json!({"spec": {"suspend": false, "template": {"spec": {"nodeSelector": {"gpu": "yes"}}}}}));
+    let (parameters, patch) =
+        merge(json!({"spec": {"suspend": false, "template": {"spec": {"nodeSelector": {"gpu": "yes"}}}}}));
     jobs(&admin).patch("assayer-b", &parameters, &patch).await?;
     Ok(())
 }
@@ -87,18 +121,25 @@ async fn worker_pods_are_made_by_the_job_controller_and_stay_as_they_are() -> Re
         json!({"spec": {"containers": [{"name": "run", "image": "registry.test/evil:1"}]}}),
     ];
     for change in changes {
-        let result = admin.patch("assayer-w", &PatchParams::default(), &Patch::Strategic(change)).await;
+        let result = admin
+            .patch("assayer-w", &PatchParams::default(), &Patch::Strategic(change))
+            .await;
         assert_refused("a change", result, POD_STAYS)?;
     }
     // What the Job controller and others do to a pod goes on.
-    let (parameters, patch) = merge(json!({"metadata": {"labels": {"x": "y"}, "finalizers": ["batch.kubernetes.io/job-tracking"]}}));
+    let (parameters, patch) =
+        merge(json!({"metadata": {"labels": {"x": "y"}, "finalizers": ["batch.kubernetes.io/job-tracking"]}}));
     controller.patch("assayer-w", &parameters, &patch).await?;
 
     // A pod of somebody's own is none of our business, until it wants to be one of ours.
     let plain = serde_json::from_value(json!({"metadata": {"name": "plain"}, "spec": pod_spec()}))?;
     admin.create(&create, &plain).await?;
     let (parameters, patch) = merge(json!({"metadata": {"labels": {names::WORKER: "true"}}}));
-    assert_refused("a later label", admin.patch("plain", &parameters, &patch).await, POD_STAYS)?;
+    assert_refused(
+        "a later label",
+        admin.patch("plain", &parameters, &patch).await,
+        POD_STAYS,
+    )?;
     Ok(())
 }
 
@@ -107,7 +148,12 @@ async fn nobody_enters_a_worker_pod() -> Result<()> {
     let scene = Scene::open(Stamps::ByCluster).await?;
     for subresource in ["exec", "attach", "portforward"] {
         let said = entered(&scene, "assayer-w-1", subresource).await?;
-        ensure!(said.contains(&format!("assayer: user admin can not use {subresource} on pod assayer-w-1")), "{said}");
+        ensure!(
+            said.contains(&format!(
+                "assayer: user admin can not use {subresource} on pod assayer-w-1"
+            )),
+            "{said}"
+        );
         let said = entered(&scene, "scanner-1", subresource).await?;
         ensure!(!said.contains("assayer:"), "another pod is not ours to close: {said}");
     }
@@ -115,8 +161,14 @@ async fn nobody_enters_a_worker_pod() -> Result<()> {
     pods.create(&PostParams::default(), &worker_pod("assayer-w")?).await?;
     let debug = json!({"spec": {"ephemeralContainers": [{"name": "debug", "image": "registry.test/shell:1"}]}});
     let admin = Api::<Pod>::namespaced(scene.installed.admin.clone(), NAMESPACE);
-    let result = admin.patch_ephemeral_containers("assayer-w", &PatchParams::default(), &Patch::Strategic(debug)).await;
-    assert_refused("a debug container", result, &["can not use ephemeralcontainers on pod assayer-w"])
+    let result = admin
+        .patch_ephemeral_containers("assayer-w", &PatchParams::default(), &Patch::Strategic(debug))
+        .await;
+    assert_refused(
+        "a debug container",
+        result,
+        &["can not use ephemeralcontainers on pod assayer-w"],
+    )
 }
 
 #[tokio::test]
@@ -124,7 +176,10 @@ async fn evidence_is_made_by_the_operator_and_never_changed() -> Result<()> {
     let scene = Scene::open(Stamps::ByCluster).await?;
     let admin = Api::<ConfigMap>::namespaced(scene.installed.admin.clone(), NAMESPACE);
     let create = PostParams::default();
-    let refused = ["denied request: assayer: user admin can not create config map", "only the operator records evidence"];
+    let refused = [
+        "denied request: assayer: user admin can not create config map",
+        "only the operator records evidence",
+    ];
 
     assert_refused("by label", admin.create(&create, &evidence("other")?).await, &refused)?;
     let mut unlabelled = evidence("assayer-evidence-1")?;
@@ -141,10 +196,24 @@ async fn evidence_is_made_by_the_operator_and_never_changed() -> Result<()> {
     ];
     for change in changes {
         let (parameters, patch) = merge(change);
-        assert_refused("a change", admin.patch("assayer-evidence-1", &parameters, &patch).await, EVIDENCE_STAYS)?;
+        assert_refused(
+            "a change",
+            admin.patch("assayer-evidence-1", &parameters, &patch).await,
+            EVIDENCE_STAYS,
+        )?;
     }
-    let result = operator.patch("assayer-evidence-1", &PatchParams::default(), &Patch::Merge(json!({"data": {"x": "y"}}))).await;
-    assert_refused("a change by the operator", result, &["cannot patch resource \"configmaps\""])?;
+    let result = operator
+        .patch(
+            "assayer-evidence-1",
+            &PatchParams::default(),
+            &Patch::Merge(json!({"data": {"x": "y"}})),
+        )
+        .await;
+    assert_refused(
+        "a change by the operator",
+        result,
+        &["cannot patch resource \"configmaps\""],
+    )?;
     // A foreground deletion sets a finalizer, which must be removable.
     let (parameters, patch) = merge(json!({"metadata": {"finalizers": ["test.assayer.dev/hold"]}}));
     admin.patch("assayer-evidence-1", &parameters, &patch).await?;
@@ -155,6 +224,10 @@ async fn evidence_is_made_by_the_operator_and_never_changed() -> Result<()> {
     let ordinary = serde_json::from_value(json!({"metadata": {"name": "settings"}, "data": {"a": "b"}}))?;
     admin.create(&create, &ordinary).await?;
     let (parameters, patch) = merge(json!({"metadata": {"labels": {names::EVIDENCE: "true"}}}));
-    assert_refused("a later label", admin.patch("settings", &parameters, &patch).await, EVIDENCE_STAYS)?;
+    assert_refused(
+        "a later label",
+        admin.patch("settings", &parameters, &patch).await,
+        EVIDENCE_STAYS,
+    )?;
     Ok(())
 }
