@@ -30,8 +30,6 @@ pub(super) struct Pinned {
 pub(super) struct Optimized {
     /// The candidate that passed every gate.
     pub(super) selected: CandidateStatus,
-    /// Everything else that was tried.
-    pub(super) rejected: Vec<CandidateStatus>,
 }
 
 /// The folder of the example's manifests.
@@ -116,7 +114,7 @@ pub(super) async fn watch(world: &World, pinned: &Pinned, progress: &Progress) -
         reexport.status.is_some_and(|status| status.selected.is_some()),
         "{REEXPORT} selected nothing"
     );
-    Ok(Optimized { selected, rejected })
+    Ok(Optimized { selected })
 }
 
 /// Dynamic INT8 is several times slower on the CPUs measured so far; where it is not, that is said.

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::optimize::{Optimized, example_file};
 use super::world::{NAMESPACE, Person, World};
-use crate::{example, progress::Progress};
+use crate::progress::Progress;
 
 /// The promotion, the workload, and the role that must approve.
 pub(super) const PROMOTION: &str = "magika-prod";
