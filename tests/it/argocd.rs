@@ -91,7 +91,11 @@ fn suspension_is_seen_unless_the_work_is_done_or_under_way() -> Result<()> {
         ("ModelPromotion", "RolledBack", "Degraded"),
     ];
     for (kind, phase, expected) in rows {
-        assert_eq!(health(kind, &object(phase, true, 2))?.status, expected, "{kind} {phase}");
+        assert_eq!(
+            health(kind, &object(phase, true, 2))?.status,
+            expected,
+            "{kind} {phase}"
+        );
     }
     Ok(())
 }
@@ -132,6 +136,11 @@ fn the_config_map_carries_the_scripts() -> Result<()> {
         fs::write(&path, &expected)?;
     }
     let committed = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(committed, expected, "{} is out of date: run with UPDATE=1", path.display());
+    assert_eq!(
+        committed,
+        expected,
+        "{} is out of date: run with UPDATE=1",
+        path.display()
+    );
     Ok(())
 }

@@ -5,3 +5,4 @@ mod argocd;
 mod chart;
 mod crds;
 mod installed;
+mod monitoring;
