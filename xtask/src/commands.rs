@@ -19,7 +19,7 @@ use crate::{
     tools::go,
 };
 
-const DOWN_WITHIN: Duration = Duration::from_secs(60);
+const DOWN_WITHIN: Duration = Duration::from_mins(1);
 
 /// What to do with the local cluster.
 #[derive(Debug, Subcommand)]
@@ -101,7 +101,7 @@ async fn detach(progress: &Progress) -> Result<()> {
     let mut child = command.spawn().context("start the cluster in the background")?;
     let step = progress.step("start the local cluster in the background");
     loop {
-        if let Some(running) = cluster::running()? {
+        if let Some(running) = cluster::running()?.filter(|running| running.pid == child.id()) {
             step.done(format!("process {}", child.id()));
             say_how_to_use(&running, progress);
             return Ok(());

@@ -4,8 +4,11 @@
 pub mod cache;
 pub mod cluster;
 pub mod commands;
+pub mod demo;
+pub mod example;
 pub mod images;
 pub mod interrupt;
 pub mod process;
 pub mod progress;
+pub mod test;
 pub mod tools;

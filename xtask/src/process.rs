@@ -152,6 +152,11 @@ fn spawn(command: Command) -> io::Result<Child> {
         .map_err(|_| io::Error::other("the spawning thread is gone"))?
 }
 
+/// Whether a process runs; one that ended and that nobody has asked after is not alive.
+pub fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
 /// The last lines of a log, for an error message.
 pub fn tail(log: &Path) -> String {
     const LINES: usize = 12;
@@ -203,10 +208,6 @@ fn show(command: &Command) -> String {
 mod tests {
     use super::*;
 
-    fn alive(pid: u32) -> bool {
-        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-    }
-
     #[test]
     fn a_child_outlives_the_thread_that_asked_for_it_and_ends_with_its_handle() {
         let folder = tempfile::tempdir().unwrap();
@@ -216,9 +217,9 @@ mod tests {
         thread::sleep(Duration::from_millis(200));
         process.check().unwrap();
         let pid = process.id();
-        assert!(alive(pid));
+        assert!(is_alive(pid));
         drop(process);
-        assert!(!alive(pid));
+        assert!(!is_alive(pid));
     }
 
     #[test]

@@ -39,6 +39,15 @@ impl Progress {
         }
     }
 
+    /// The same clock with plain lines only: for commands whose children write to the same terminal.
+    #[must_use]
+    pub fn plain(&self) -> Self {
+        Self {
+            started: self.started,
+            look: Look::Plain,
+        }
+    }
+
     /// No lines at all: for tests.
     pub fn silent() -> Self {
         Self {

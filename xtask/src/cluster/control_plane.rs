@@ -140,12 +140,11 @@ impl ControlPlane {
     }
 
     async fn start_once(options: &ControlPlaneOptions) -> Result<Self> {
-        let (folder, temporary) = match &options.folder {
-            Some(folder) => (folder.clone(), None),
-            None => {
-                let temporary = tempfile::Builder::new().prefix("assayer-").tempdir()?;
-                (temporary.path().to_owned(), Some(temporary))
-            }
+        let (folder, temporary) = if let Some(folder) = &options.folder {
+            (folder.clone(), None)
+        } else {
+            let temporary = tempfile::Builder::new().prefix("assayer-").tempdir()?;
+            (temporary.path().to_owned(), Some(temporary))
         };
         let logs = options.logs.clone().unwrap_or_else(|| folder.clone());
         let authority = Authority::create(&folder.join("pki"))?;

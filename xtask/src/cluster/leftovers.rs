@@ -20,6 +20,7 @@ use super::{
     network,
     place::{CGROUP, Place},
 };
+use crate::process;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 const GONE_WITHIN: Duration = Duration::from_secs(20);
@@ -93,8 +94,8 @@ fn ours(place: &Place) -> Result<BTreeSet<i32>> {
         };
         // A process may end while we look.
         let command_line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if is_our_shim(&String::from_utf8_lossy(&command_line), &run) && !is_zombie(&entry.path()) {
-            pids.insert(pid);
+        if is_our_shim(&String::from_utf8_lossy(&command_line), &run) && process::is_alive(pid) {
+            pids.extend(i32::try_from(pid));
         }
     }
     Ok(pids)
@@ -106,10 +107,6 @@ fn is_our_shim(command_line: &str, run: &str) -> bool {
         .next()
         .is_some_and(|program| program.ends_with("containerd-shim-runc-v2"))
         && words.any(|word| word.starts_with(run))
-}
-
-fn is_zombie(process: &Path) -> bool {
-    fs::read_to_string(process.join("stat")).is_ok_and(|stat| stat.contains(") Z "))
 }
 
 /// Our control groups in all hierarchies (one with cgroup v2), children before parents.

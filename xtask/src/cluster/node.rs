@@ -53,6 +53,10 @@ pub(super) fn start_kubelet(place: &Place, control_plane: &ControlPlane, address
         "oomScoreAdj": 0,
         // There is no cluster DNS; pods use addresses.
         "resolvConf": "",
+        // There is no cluster DNS; pods use addresses. Names are refused at once here instead of timing out elsewhere, and
+        // pods carry no warning about it.
+        "clusterDNS": [address],
+        "clusterDomain": "cluster.local",
         // A developer's disk is often almost full, and that is no reason to evict.
         "evictionHard": {
             "memory.available": "100Mi",

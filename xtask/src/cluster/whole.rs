@@ -24,7 +24,7 @@ use super::{
 use crate::{
     cache::Lock,
     images,
-    process::Process,
+    process::{self, Process},
     progress::Progress,
     tools::{debian, go},
 };
@@ -33,6 +33,8 @@ const NODE_READY_WITHIN: Duration = Duration::from_secs(90);
 /// Asked for first, so that references and kubeconfigs stay valid from run to run; taken ones are replaced by free ones.
 const USUAL_REGISTRY_PORT: u16 = 5000;
 const USUAL_API_PORT: u16 = 6443;
+/// Bytes; about fifty builds of our images.
+const REGISTRY_LIMIT: u64 = 4 << 30;
 
 /// A running cluster; everything ends when it is dropped. If this process is killed, the next start cleans up.
 #[derive(Debug)]
@@ -66,13 +68,15 @@ impl Cluster {
     /// Installs and builds what is missing, then starts; the node is Ready when this returns.
     pub async fn start(progress: &Progress) -> Result<Self> {
         let lock = only_one()?;
-        prepare(progress)?;
         let place = Place::find()?;
+        forget_running(&place)?;
+        prepare(progress)?;
         clean_before_start(&place, progress)?;
         place.create()?;
         let guard = Guard { place: place.clone() };
         let address = ports::own_address()?;
 
+        bound_registry(&place, progress)?;
         let step = progress.step("start registry");
         let port = usual_or_free(address, USUAL_REGISTRY_PORT);
         let mut registry = Registry::start(address, port, &place.registry, &place.logs)?;
@@ -220,14 +224,23 @@ pub fn is_running() -> Result<bool> {
 /// The cluster that is up just now, in whichever process; none while it starts.
 pub fn running() -> Result<Option<Running>> {
     let path = running_file(&Place::find()?);
-    // A killed one leaves the file, but no lock.
     if !is_running()? || !path.exists() {
         return Ok(None);
     }
     let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    Ok(Some(
-        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?,
-    ))
+    let running: Running = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
+    // A killed one leaves its file, and the next one may just have taken the lock.
+    Ok(process::is_alive(running.pid).then_some(running))
+}
+
+/// A killed one has left its file.
+fn forget_running(place: &Place) -> Result<()> {
+    let path = running_file(place);
+    if path.exists() {
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
+    } else {
+        Ok(())
+    }
 }
 
 fn running_file(place: &Place) -> PathBuf {
@@ -250,6 +263,31 @@ fn clean_before_start(place: &Place, progress: &Progress) -> Result<()> {
         bail!("another Kubernetes has its rules on this machine (iptables chains KUBE-*): two would fight over them");
     }
     Ok(())
+}
+
+/// Every change of ours pushes new images; nobody needs the old ones.
+fn bound_registry(place: &Place, progress: &Progress) -> Result<()> {
+    let size = size_below(&place.registry)?;
+    if size <= REGISTRY_LIMIT {
+        return Ok(());
+    }
+    progress.say(&format!("the registry holds {} MiB: emptying it", size >> 20));
+    fs::remove_dir_all(&place.registry).with_context(|| format!("remove {}", place.registry.display()))?;
+    fs::create_dir_all(&place.registry).with_context(|| format!("create {}", place.registry.display()))
+}
+
+fn size_below(folder: &Path) -> Result<u64> {
+    let mut size = 0;
+    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        size += if found.is_dir() {
+            size_below(&entry.path())?
+        } else {
+            found.len()
+        };
+    }
+    Ok(size)
 }
 
 fn usual_or_free(address: Ipv4Addr, port: u16) -> Option<u16> {
@@ -292,6 +330,15 @@ mod tests {
     fn check(node: serde_json::Value, expected: &str) {
         let node: Node = serde_json::from_value(node).unwrap();
         assert_eq!(why_not_ready(Some(&node)), expected);
+    }
+
+    #[test]
+    fn the_size_of_a_folder_counts_all_files_below() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("a/b")).unwrap();
+        fs::write(folder.path().join("a/b/x"), [0; 300]).unwrap();
+        fs::write(folder.path().join("y"), [0; 7]).unwrap();
+        assert_eq!(size_below(folder.path()).unwrap(), 307);
     }
 
     #[test]

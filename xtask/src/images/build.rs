@@ -20,7 +20,7 @@ use crate::{cache, process, progress::Progress, tools::pypi};
 const ONNX_RUNTIME: &str = "/usr/lib/libonnxruntime.so";
 
 /// An image of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Ours {
     /// `assayer-operator`
     Operator,
@@ -61,6 +61,17 @@ impl Ours {
     fn runs_models(self) -> bool {
         matches!(self, Self::Worker | Self::Scanner)
     }
+}
+
+/// Builds a program of ours that is in no image, and gives its path.
+pub fn program(name: &str, progress: &Progress) -> Result<PathBuf> {
+    let step = progress.step(format!("compile {name} with cargo"));
+    let found = executables_of(&["--package", name, "--bin", name])?;
+    step.done("");
+    found
+        .get(name)
+        .cloned()
+        .with_context(|| format!("cargo built no program {name}"))
 }
 
 /// Builds the images `wanted`, from the source tree this program was built from.
@@ -132,21 +143,26 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// Each program's path by its name, as cargo reports it.
 fn compile(wanted: &[Ours], progress: &Progress) -> Result<BTreeMap<String, PathBuf>> {
     let step = progress.step("compile programs with cargo");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(cache::workspace())
-        .args(["build", "--message-format=json-render-diagnostics"]);
+    let mut arguments = Vec::new();
     for ours in wanted {
         let (package, binary) = ours.package_and_binary();
-        cargo.args(["--package", package, "--bin", binary]);
+        arguments.extend(["--package", package, "--bin", binary]);
     }
-    let said = process::read(&mut cargo)?;
-    let programs = executables(&said)?;
+    let programs = executables_of(&arguments)?;
     if programs.is_empty() {
         bail!("cargo built nothing for {wanted:?}");
     }
     step.done("");
     Ok(programs)
+}
+
+fn executables_of(arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(cache::workspace())
+        .args(["build", "--message-format=json-render-diagnostics"])
+        .args(arguments);
+    executables(&process::read(&mut cargo)?)
 }
 
 fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {

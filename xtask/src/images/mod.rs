@@ -7,7 +7,7 @@ mod layer;
 mod push;
 
 pub use base::USER;
-pub use build::{Built, Ours, build};
+pub use build::{Built, Ours, build, program};
 pub use image::{Image, Start};
 pub use layer::{Contents, Layer, digest_of};
 pub use push::{Registry, push, push_pause};

@@ -1,4 +1,4 @@
-//! Programs and packages that the commands need, from their ordinary registries: Debian, the Go module proxy, PyPI.
+//! Programs and packages that the commands need, from their ordinary registries: Debian's, Go's, Python's.
 //! Decides what is missing and gets only that; never changes what is installed already.
 
 pub mod debian;

@@ -1,4 +1,4 @@
-//! Wheels from PyPI, through pip, unpacked into the cache by version. Runs no Python code of theirs.
+//! Wheels from the Python package index, through pip, unpacked into the cache by version. Runs no Python code of theirs.
 
 use std::{
     fs::{self, File},
@@ -13,12 +13,13 @@ use crate::{
     cache::{self, Lock},
     process,
     progress::Progress,
+    tools::debian,
 };
 
 /// A wheel that the project uses, pinned, with the beginnings of the names of the files wanted from it.
 #[derive(Debug, Clone, Copy)]
 pub struct Wheel {
-    /// The project's name on PyPI.
+    /// The project's name in the package index.
     pub name: &'static str,
     /// Its exact version.
     pub version: &'static str,
@@ -45,15 +46,33 @@ pub fn onnx_runtime(progress: &Progress) -> Result<PathBuf> {
     Ok(ensure(&ONNX_RUNTIME, progress)?.join(ONNX_RUNTIME.files[0]))
 }
 
+/// Where [`onnx_runtime`] is, or will be once it is fetched.
+pub fn onnx_runtime_path() -> Result<PathBuf> {
+    Ok(folder_of(&ONNX_RUNTIME)?.join(ONNX_RUNTIME.files[0]))
+}
+
+/// Where the FP32 model of [`MAGIKA`] is, or will be once it is fetched.
+pub fn magika_model_path() -> Result<PathBuf> {
+    Ok(folder_of(&MAGIKA)?.join("magika/models/standard_v3_3/model.onnx"))
+}
+
+fn folder_of(wheel: &Wheel) -> Result<PathBuf> {
+    Ok(cache::folder("pypi")?.join(format!("{}-{}", wheel.name, wheel.version)))
+}
+
 /// The folder with the wanted files of `wheel`, fetched if they are not in the cache yet.
 pub fn ensure(wheel: &Wheel, progress: &Progress) -> Result<PathBuf> {
-    let folder = cache::folder("pypi")?.join(format!("{}-{}", wheel.name, wheel.version));
+    let folder = folder_of(wheel)?;
     if folder.exists() {
         return Ok(folder);
     }
     let _one_at_a_time = Lock::wait("pypi", progress)?;
     if folder.exists() {
         return Ok(folder);
+    }
+    // Debian's Python 3 comes without.
+    if process::run(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
+        debian::ensure(&["python3", "python3-pip"], progress)?;
     }
     let step = progress.step(format!("fetch {} {} from PyPI", wheel.name, wheel.version));
     let aside = tempfile::tempdir_in(cache::folder("pypi")?)?;
@@ -70,7 +89,7 @@ pub fn ensure(wheel: &Wheel, progress: &Progress) -> Result<PathBuf> {
     pip.arg("--dest")
         .arg(aside.path())
         .arg(format!("{}=={}", wheel.name, wheel.version));
-    process::run(&mut pip).context("fetch a wheel: Python 3 with pip is needed (Debian package python3-pip)")?;
+    process::run(&mut pip).with_context(|| format!("download {} {}", wheel.name, wheel.version))?;
     let archive = fs::read_dir(aside.path())?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
