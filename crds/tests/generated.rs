@@ -2,6 +2,12 @@
 //!
 //! `UPDATE=1 cargo test -p assayer-crds --test generated` rewrites both.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that can't go on has failed"
+)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -2,6 +2,12 @@
 //!
 //! The same table is tried on a real API server by `assayer-tests`. A rule that no case breaks fails the test.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that can't go on has failed"
+)]
+
 use std::collections::BTreeSet;
 
 use kube::core::cel::Validator;

@@ -1,6 +1,6 @@
 //! The health checks for Argo CD, run by a Lua interpreter on objects as the operator leaves them.
 
-use std::{fs, path::PathBuf};
+use std::{fmt::Write as _, fs, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use mlua::{Lua, LuaSerdeExt};
@@ -126,9 +126,9 @@ fn the_config_map_carries_the_scripts() -> Result<()> {
          apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: argocd-cm\ndata:\n",
     );
     for kind in KINDS {
-        expected.push_str(&format!("  resource.customizations.health.assayer.dev_{kind}: |\n"));
+        writeln!(expected, "  resource.customizations.health.assayer.dev_{kind}: |")?;
         for line in script(kind)?.lines() {
-            expected.push_str(&format!("    {line}\n"));
+            writeln!(expected, "    {line}")?;
         }
     }
     let path = folder().join("argocd-cm.yaml");
