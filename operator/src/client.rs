@@ -11,7 +11,7 @@ use crate::leader::fence::Fence;
 /// Longest time to open a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longest silence in an answer. Watches are not that silent: the server sends bookmarks about every minute.
-const SILENCE: Duration = Duration::from_secs(180);
+const SILENCE: Duration = Duration::from_mins(3);
 const USER_AGENT: &str = concat!("assayer-operator/", env!("CARGO_PKG_VERSION"));
 
 /// Sets what every client of the operator has in common. Retries are off: each failure is read anew and decided anew.

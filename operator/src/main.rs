@@ -94,12 +94,12 @@ fn print_crds(output: Output) -> anyhow::Result<ExitCode> {
     match output {
         Output::Yaml => {
             for definition in &all {
-                writeln!(out, "---\n{}", serde_saphyr::to_string(definition)?.trim_end());
+                writeln!(out, "---\n{}", serde_saphyr::to_string(definition)?.trim_end())?;
             }
         }
         Output::Json => {
             let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": all});
-            writeln!(out, "{}", serde_json::to_string_pretty(&list)?);
+            writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -7,11 +7,12 @@ pub mod facts;
 pub mod page;
 pub mod render;
 pub mod rows;
+pub mod shape;
 pub mod table;
 pub mod watch;
 
 #[cfg(test)]
 mod fixtures;
 
-pub use rows::Inventory;
+pub use shape::Inventory;
 pub use watch::Caches;

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
-use super::rows::{Inventory, ModelRow, WorkloadRef};
+use super::shape::{Inventory, ModelRow, WorkloadRef};
 
 /// Most rows of a table; the JSON has all of them.
 pub const MAX_ROWS: usize = 1_000;

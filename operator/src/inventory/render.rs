@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
-use super::rows::{Inventory, ModelRow, WorkloadRef};
+use super::shape::{Inventory, ModelRow, WaitingRow, WorkloadRef};
 use crate::metrics::OVERFLOW;
 
 /// Longest label value, in characters.
@@ -158,7 +158,7 @@ fn findings(out: &mut Exposition, inventory: &Inventory) {
 
 fn people_and_gates(out: &mut Exposition, inventory: &Inventory) {
     let promotion = ["namespace", "promotion", "tier"];
-    let of = |row: &super::rows::WaitingRow| vec![row.namespace.clone(), row.promotion.clone(), row.tier.clone()];
+    let of = |row: &WaitingRow| vec![row.namespace.clone(), row.promotion.clone(), row.tier.clone()];
     out.family(
         "assayer_promotion_approvals_missing",
         "Approvals that a promotion still waits for.",

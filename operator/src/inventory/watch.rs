@@ -16,7 +16,8 @@ use kube::{Api, Resource};
 use tokio_util::sync::CancellationToken;
 
 use super::facts::{self, EvidenceFact, Facts, OptimizationFact, PodFact, PromotionFact, WorkloadFact};
-use super::rows::{self, Inventory};
+use super::rows;
+use super::shape::Inventory;
 use super::table::Table;
 use crate::context::Context;
 use crate::metrics::Metrics;

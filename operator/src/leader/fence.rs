@@ -120,7 +120,7 @@ mod tests {
             assert_eq!(passes(&fence, method.clone()).await, read, "{method}");
             assert!(passes(&Fence::open(), method).await);
         }
-        fence.open_until(Some(Instant::now() + Duration::from_secs(60)));
+        fence.open_until(Some(Instant::now() + Duration::from_mins(1)));
         assert!(passes(&fence, Method::PATCH).await);
         fence.open_until(None);
         assert!(!passes(&fence, Method::PATCH).await);

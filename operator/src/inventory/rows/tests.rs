@@ -9,8 +9,10 @@ fn status(facts: &mut Facts) -> &mut ModelPromotionStatus {
     &mut facts.promotions.get_mut(&key("magika-prod")).unwrap().status
 }
 
-/// Digests of models, of unapproved ones, and what drifted workloads carry.
-fn seen(facts: &Facts) -> (Vec<(String, u64, bool)>, Vec<String>, Vec<String>) {
+/// Digests of models with replicas and approval, of unapproved ones, and what drifted workloads carry.
+type Seen = (Vec<(String, u64, bool)>, Vec<String>, Vec<String>);
+
+fn seen(facts: &Facts) -> Seen {
     let inventory = project(facts);
     (
         inventory
