@@ -17,6 +17,7 @@ pub mod inventory;
 pub mod keygen;
 pub mod leader;
 pub mod metrics;
+pub mod optimization;
 pub mod runtime;
 pub mod server;
 pub mod status;
