@@ -5,17 +5,17 @@
 
 use std::collections::BTreeMap;
 
+use assayer_crds::ModelOptimization;
 use assayer_crds::digest::Digest;
 use assayer_crds::names::{EVIDENCE_KEY, GOVERNED};
 use assayer_crds::promotion::{Delivery, ModelPromotion, ModelPromotionStatus};
-use assayer_crds::{ModelOptimization, digest};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 
-use crate::evidence::dsse;
 use crate::evidence::keys::PublicKey;
+use crate::evidence::{dsse, store};
 
 /// Most model references that one pod can show.
 const MAX_CARRIED: usize = 16;
@@ -225,20 +225,17 @@ pub fn of_evidence(map: &ConfigMap, key: &PublicKey) -> Option<EvidenceFact> {
             return None;
         }
     };
+    if !store::is_about(&verified.statement, &verified.statement.predicate.made.artifact_digest) {
+        tracing::warn!(
+            config_map = name,
+            "evidence does not count in the inventory: its subject is not the artifact it speaks of"
+        );
+        return None;
+    }
     let evidence = verified.statement.predicate;
-    let artifact = verified
-        .statement
-        .subject
-        .iter()
-        .filter(|subject| subject.name != "model")
-        .find_map(|subject| {
-            format!("sha256:{}", subject.digest.get("sha256")?)
-                .parse::<digest::Digest>()
-                .ok()
-        })?;
     Some(EvidenceFact {
         digest: verified.digest,
-        artifact,
+        artifact: evidence.made.artifact_digest,
         model: evidence.model.name,
         version: evidence.model.version,
         technique: evidence.technique,
@@ -291,6 +288,8 @@ fn variables(container: &Container) -> impl Iterator<Item = Carried> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evidence::keys::SigningKey;
+    use assayer_crds::evidence::Statement;
     use serde_json::json;
 
     fn digest(n: u8) -> String {
@@ -347,5 +346,39 @@ mod tests {
             .collect();
         let seen = of_pod(&pod(&json!({"spec": {"volumes": volumes, "containers": []}}))).unwrap();
         assert_eq!(seen.carried.len(), MAX_CARRIED);
+    }
+
+    fn statement(subject: &str) -> Statement {
+        let made = json!({"uri": "oci://r/m", "tag": "t", "artifactDigest": digest(1), "modelDigest": digest(2), "baselineDigest": digest(3),
+            "files": [], "bytes": 1, "opset": [17, 17], "passes": [], "calibrationRows": 1, "seconds": 0.5, "peakMemoryBytes": 1});
+        serde_json::from_value(json!({
+            "_type": assayer_crds::evidence::STATEMENT_TYPE,
+            "predicateType": assayer_crds::evidence::PREDICATE_TYPE,
+            "subject": [{"name": "oci://r/m", "digest": {"sha256": subject.trim_start_matches("sha256:")}}],
+            "predicate": {
+                "recordedAt": "2026-01-01T00:00:00Z", "optimization": {"namespace": "ml", "name": "o", "uid": "u", "generation": 1},
+                "owner": {"group": "file-security", "contact": "c"}, "influences": [], "model": {"name": "magika", "version": "3.3.0"},
+                "candidate": "int8", "technique": "static-int8", "planDigest": digest(4), "spec": {}, "made": made, "madeBy": {"worker": "1"},
+                "baseline": [], "measured": [], "verdicts": [], "workerImage": "", "runner": "kubernetes",
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn only_evidence_that_the_operator_signed_about_its_own_subject_counts() {
+        let key = SigningKey::generate().unwrap();
+        let stranger = SigningKey::generate().unwrap();
+        let fact = |subject: &str, signer: &SigningKey| {
+            let map = store::config_map("ml", &statement(subject), signer).unwrap();
+            of_evidence(&map, key.public())
+        };
+        let own = fact(&digest(1), &key).unwrap();
+        assert_eq!(
+            (own.artifact.as_str(), own.model.as_str()),
+            (digest(1).as_str(), "magika")
+        );
+        assert_eq!(fact(&digest(1), &stranger), None);
+        assert_eq!(fact(&digest(9), &key), None);
     }
 }
