@@ -15,7 +15,11 @@ use super::{
     image::{Image, Start},
     layer::{Contents, Layer},
 };
-use crate::{cache, process, progress::Progress, tools::pypi};
+use crate::{
+    cache, process,
+    progress::{Progress, Step},
+    tools::pypi,
+};
 
 const ONNX_RUNTIME: &str = "/usr/lib/libonnxruntime.so";
 
@@ -66,9 +70,12 @@ impl Ours {
 /// Builds a program of ours that is in no image, and gives its path.
 pub fn program(name: &str, progress: &Progress) -> Result<PathBuf> {
     let step = progress.step(format!("compile {name} with cargo"));
-    let found = executables_of(&["--package", name, "--bin", name])?;
+    let found = executables_of(&["--package", name, "--bin", name], &step)?;
     step.done("");
-    found.get(name).cloned().with_context(|| format!("cargo built no program {name}"))
+    found
+        .get(name)
+        .cloned()
+        .with_context(|| format!("cargo built no program {name}"))
 }
 
 /// Builds the images `wanted`, from the source tree this program was built from.
@@ -145,7 +152,7 @@ fn compile(wanted: &[Ours], progress: &Progress) -> Result<BTreeMap<String, Path
         let (package, binary) = ours.package_and_binary();
         arguments.extend(["--package", package, "--bin", binary]);
     }
-    let programs = executables_of(&arguments)?;
+    let programs = executables_of(&arguments, &step)?;
     if programs.is_empty() {
         bail!("cargo built nothing for {wanted:?}");
     }
@@ -153,13 +160,13 @@ fn compile(wanted: &[Ours], progress: &Progress) -> Result<BTreeMap<String, Path
     Ok(programs)
 }
 
-fn executables_of(arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+fn executables_of(arguments: &[&str], step: &Step) -> Result<BTreeMap<String, PathBuf>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(cache::workspace())
         .args(["build", "--message-format=json-render-diagnostics"])
         .args(arguments);
-    executables(&process::read(&mut cargo)?)
+    executables(&process::read_shown(&mut cargo, step)?)
 }
 
 fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {
