@@ -15,7 +15,11 @@ use super::{
     image::{Image, Start},
     layer::{Contents, Layer},
 };
-use crate::{cache, process, progress::Progress, tools::pypi};
+use crate::{
+    cache, process,
+    progress::{Progress, Step},
+    tools::pypi,
+};
 
 const SCANNER_CONFIG: &str = "/etc/scanner/config.min.json";
 const ONNX_RUNTIME: &str = "/usr/lib/libonnxruntime.so";
@@ -67,7 +71,7 @@ impl Ours {
 /// Builds a program of ours that is in no image, and gives its path.
 pub fn program(name: &str, progress: &Progress) -> Result<PathBuf> {
     let step = progress.step(format!("compile {name} with cargo"));
-    let found = executables_of_the_workspace()?;
+    let found = executables_of_the_workspace(&step)?;
     step.done("");
     found
         .get(name)
@@ -149,7 +153,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// Each program's path by its name, as cargo reports it.
 fn compile(wanted: &[Ours], progress: &Progress) -> Result<BTreeMap<String, PathBuf>> {
     let step = progress.step("compile programs with cargo");
-    let programs = executables_of_the_workspace()?;
+    let programs = executables_of_the_workspace(&step)?;
     if programs.is_empty() {
         bail!("cargo built nothing for {wanted:?}");
     }
@@ -159,7 +163,7 @@ fn compile(wanted: &[Ours], progress: &Progress) -> Result<BTreeMap<String, Path
 
 /// All of them at once: cargo unifies features over what it builds, so that asking for single packages compiles their
 /// dependencies once more for each choice.
-fn executables_of_the_workspace() -> Result<BTreeMap<String, PathBuf>> {
+fn executables_of_the_workspace(step: &Step) -> Result<BTreeMap<String, PathBuf>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(cache::workspace()).args([
         "build",
@@ -167,7 +171,7 @@ fn executables_of_the_workspace() -> Result<BTreeMap<String, PathBuf>> {
         "--bins",
         "--message-format=json-render-diagnostics",
     ]);
-    executables(&process::read(&mut cargo)?)
+    executables(&process::read_shown(&mut cargo, step)?)
 }
 
 fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {
