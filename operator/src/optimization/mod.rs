@@ -11,6 +11,8 @@ pub mod observed;
 pub mod plan;
 pub mod results;
 pub mod steps;
+#[cfg(test)]
+mod world;
 
 use std::sync::Arc;
 use std::time::Duration;

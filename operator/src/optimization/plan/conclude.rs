@@ -55,6 +55,7 @@ pub(super) fn conclude(draft: &mut Draft<'_>) {
     summarize(draft);
     let word = whole(draft);
     let domain = Domain::of(draft);
+    domain.announce(draft);
     if phases::terminal(word.phase) {
         announce(draft, &word);
     }
@@ -299,6 +300,26 @@ impl Domain {
     fn of(draft: &Draft<'_>) -> Self {
         let set = vec![baseline(draft), optimized(draft), validated(draft), evidence(draft)];
         Self { set }
+    }
+
+    /// Tells of stations that were reached just now. Verdicts and evidence have Events of their own.
+    fn announce(&self, draft: &mut Draft<'_>) {
+        for (type_, truth, reason, message) in &self.set {
+            let action = match *type_ {
+                reasons::BASELINE_RECORDED => "RecordBaseline",
+                reasons::OPTIMIZED => "MakeCandidates",
+                _ => continue,
+            };
+            let before = draft
+                .status
+                .conditions
+                .iter()
+                .find(|condition| condition.type_ == *type_);
+            let known = before.is_some_and(|condition| condition.status == Truth::True.as_str());
+            if *truth == Truth::True && !known {
+                draft.notes.push(Note::normal(reason, action, message.clone()));
+            }
+        }
     }
 
     fn set(self, conditions: &mut Conditions) {

@@ -10,6 +10,8 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting
 use super::{ObservedPod, Problem, passes};
 use crate::optimization::observed::Seen;
 
+/// The Job controller's word for a Job whose time is up.
+pub(super) const DEADLINE: &str = "DeadlineExceeded";
 /// Longest message that is taken over from elsewhere.
 const MESSAGE_CUT: usize = 700;
 /// What may hold an attempt up until its deadline; then it is the reason of the failure.
@@ -95,7 +97,7 @@ pub(super) fn pod_failed(pod: &Pod) -> Problem {
 
 /// The Job failed and no container tells why. What held it up is the reason, if anything did.
 pub(super) fn job_failed(reason: &str, message: &str, remembered: Option<Problem>) -> Problem {
-    if reason != "DeadlineExceeded" {
+    if reason != DEADLINE {
         return Problem::passing(
             reasons::POD_LOST,
             format!("the Job failed and its pod is gone: {reason}: {}", cut(message)),
