@@ -120,20 +120,21 @@ fn severity(severity: Severity) -> &'static str {
 }
 
 fn judge_gate(spec: &ModelOptimizationSpec, gate: &Gate, findings: &Findings<'_>) -> GateVerdict {
-    let names = spec.environments.iter().map(|environment| environment.name.as_str());
-    let named: Vec<&str> = match &gate.environment {
+    let every = spec.environments.iter().map(|environment| environment.name.as_str());
+    let places: Vec<&str> = match &gate.environment {
         Some(name) => vec![name.as_str()],
-        None => names.collect(),
+        None => every.collect(),
     };
-    let judged = named.iter().map(|name| judge_in(spec, gate, findings, name));
+    let judged = places.iter().map(|name| judge_in(spec, gate, findings, name));
     let worst = judged.reduce(|worst, next| {
         let worse = (next.verdict, next.share) > (worst.verdict, worst.share);
         if worse { next } else { worst }
     });
     let worst = worst.unwrap_or_else(|| open(Verdict::Inconclusive, gate, "", "there is no environment"));
-    let place = (gate.metric != Metric::ArtifactSize)
-        .then_some(worst.environment)
-        .unwrap_or_default();
+    let place = match gate.metric {
+        Metric::ArtifactSize => String::new(),
+        _ => worst.environment,
+    };
     let many = spec.environments.len() > 1 && !place.is_empty();
     let message = if many {
         format!("{} in {place}", worst.message)

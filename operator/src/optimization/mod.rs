@@ -115,7 +115,7 @@ async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Er
         what: what.clone(),
         problem: invalid.error,
     })?;
-    let observed = observe::observe(&ctx, object).await?;
+    let observed = Box::pin(observe::observe(&ctx, object)).await?;
     let plan = plan::plan(&observed, ctx.clock.now());
     apply::apply(&ctx, &observed, &plan).await?;
     ctx.backoff.succeeded(&what);
@@ -125,6 +125,7 @@ async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Er
     })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the signature that the controller calls")]
 fn error_policy(object: Arc<Guarded>, error: &Error, ctx: Arc<Context>) -> Action {
     let reference = ObjectRef::from_obj(&*object);
     let what = format!(

@@ -66,7 +66,7 @@ pub enum Log {
 /// An Event of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// PascalCase word.
+    /// One word, such as `FailedCreate`.
     pub reason: String,
     /// In words.
     pub message: String,

@@ -29,7 +29,7 @@ const SOON: Duration = Duration::from_millis(100);
 /// Waits for the next look while workers run: Events are not watched.
 const POLL: Duration = Duration::from_secs(5);
 /// Waits for the next look when nothing is expected: no watch promises delivery.
-const RESYNC: Duration = Duration::from_secs(600);
+const RESYNC: Duration = Duration::from_mins(10);
 
 /// The words of `status.phase`.
 pub mod phases {

@@ -136,17 +136,18 @@ struct End<'a> {
     state: &'a ContainerStateTerminated,
 }
 
+fn terminated(status: &ContainerStatus) -> Option<End<'_>> {
+    let state = status.state.as_ref()?.terminated.as_ref()?;
+    Some(End {
+        name: &status.name,
+        state,
+    })
+}
+
 fn ended(pod: &Pod) -> Option<End<'_>> {
     let status = pod.status.as_ref()?;
     let inits = status.init_container_statuses.as_deref().unwrap_or_default();
     let mains = status.container_statuses.as_deref().unwrap_or_default();
-    fn terminated(status: &ContainerStatus) -> Option<End<'_>> {
-        let state = status.state.as_ref()?.terminated.as_ref()?;
-        Some(End {
-            name: &status.name,
-            state,
-        })
-    }
     let failed = inits
         .iter()
         .chain(mains)

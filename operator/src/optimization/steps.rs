@@ -116,8 +116,12 @@ impl Run {
             &attempt.to_string(),
         ];
         // A length before each part, so that no two lists of parts read alike.
-        let text: String = parts.iter().map(|part| format!("{}:{part};", part.len())).collect();
-        Digest::of(text.as_bytes())
+        let lengths = parts.iter().map(|part| part.len().to_string());
+        let text: Vec<String> = lengths
+            .zip(parts)
+            .map(|(length, part)| format!("{length}:{part}"))
+            .collect();
+        Digest::of(text.join(";").as_bytes())
     }
 
     /// Ties an answer to one attempt at a step.

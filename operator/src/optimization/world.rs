@@ -289,6 +289,7 @@ impl World {
         self.jobs.insert(name.to_owned(), seen);
     }
 
+    #[expect(clippy::too_many_lines, reason = "a table of fates")]
     fn act(&self, seen: &mut ObservedJob, fate: &Fate) {
         let mut pod = self.pod(&seen.job);
         let plan = plan_of(&seen.job);
@@ -343,9 +344,9 @@ impl World {
                     reason: (*reason).into(),
                     message: (*message).into(),
                 };
-                let (line, words) = self.words(&seen.job, &plan, Outcome::Failed(failure));
+                let (line, words) = words(&seen.job, &plan, Outcome::Failed(failure));
                 log = Log::Read(format!("warming up\n{line}\n").into_bytes());
-                terminated(&mut pod, 1, i32::from(class.exit_code()), Some("Error"), Some(words));
+                terminated(&mut pod, 1, i32::from(class.exit_code()), Some("Error"), Some(&words));
             }
             Fate::Succeeds
             | Fate::ExtraContainer
@@ -361,9 +362,9 @@ impl World {
                         Outcome::Failed(_) => {}
                     }
                 }
-                let (line, words) = self.words(&seen.job, &plan, outcome);
+                let (line, words) = words(&seen.job, &plan, outcome);
                 log = Log::Read(format!("a line of stderr\n{line}\n").into_bytes());
-                terminated(&mut pod, 2, 0, Some("Completed"), Some(words));
+                terminated(&mut pod, 2, 0, Some("Completed"), Some(&words));
             }
         }
         match fate {
@@ -435,35 +436,6 @@ impl World {
         }
     }
 
-    fn words(&self, job: &Job, plan: &WorkerPlan, outcome: Outcome) -> (String, String) {
-        let made = match &outcome {
-            Outcome::Made(made) => Some(made.clone()),
-            _ => None,
-        };
-        let report = Report {
-            v: CONTRACT_VERSION,
-            nonce: plan.nonce.clone(),
-            plan_sha256: job.annotations()[names::PLAN_DIGEST].parse().unwrap(),
-            runtime: Runtime {
-                worker: "0.1.0".into(),
-                onnxruntime: "1.23.0".into(),
-                ..Runtime::default()
-            },
-            outcome,
-        };
-        let line = serde_json::to_string(&report).unwrap();
-        let termination = Termination {
-            v: CONTRACT_VERSION,
-            nonce: plan.nonce.clone(),
-            report_sha256: Digest::of(line.as_bytes()),
-            report_bytes: line.len() as u64,
-            artifact_digest: made.as_ref().map(|made| made.artifact_digest.clone()),
-            model_digest: made.map(|made| made.model_digest),
-        };
-        let message = serde_json::to_string(&termination).unwrap();
-        (line, message)
-    }
-
     fn outcome(&self, plan: &WorkerPlan) -> Outcome {
         match &plan.work {
             Work::Make(asked) => {
@@ -515,6 +487,35 @@ impl World {
             .cloned()
             .unwrap()
     }
+}
+
+fn words(job: &Job, plan: &WorkerPlan, outcome: Outcome) -> (String, String) {
+    let made = match &outcome {
+        Outcome::Made(made) => Some(made.clone()),
+        _ => None,
+    };
+    let report = Report {
+        v: CONTRACT_VERSION,
+        nonce: plan.nonce.clone(),
+        plan_sha256: job.annotations()[names::PLAN_DIGEST].parse().unwrap(),
+        runtime: Runtime {
+            worker: "0.1.0".into(),
+            onnxruntime: "1.23.0".into(),
+            ..Runtime::default()
+        },
+        outcome,
+    };
+    let line = serde_json::to_string(&report).unwrap();
+    let termination = Termination {
+        v: CONTRACT_VERSION,
+        nonce: plan.nonce.clone(),
+        report_sha256: Digest::of(line.as_bytes()),
+        report_bytes: line.len() as u64,
+        artifact_digest: made.as_ref().map(|made| made.artifact_digest.clone()),
+        model_digest: made.map(|made| made.model_digest),
+    };
+    let message = serde_json::to_string(&termination).unwrap();
+    (line, message)
 }
 
 fn files_of(candidate: &str) -> Vec<ModelFile> {
@@ -610,7 +611,7 @@ fn unscheduled(mut pod: Pod) -> Pod {
 }
 
 /// Ends container number `last` with `code`; those before it with 0.
-fn terminated(pod: &mut Pod, last: usize, code: i32, reason: Option<&str>, message: Option<String>) {
+fn terminated(pod: &mut Pod, last: usize, code: i32, reason: Option<&str>, message: Option<&str>) {
     let start: Timestamp = pod.metadata.creation_timestamp.as_ref().unwrap().0;
     for (index, status) in statuses(pod).into_iter().enumerate().take(last + 1) {
         let at_end = index == last;
@@ -618,7 +619,7 @@ fn terminated(pod: &mut Pod, last: usize, code: i32, reason: Option<&str>, messa
             terminated: Some(ContainerStateTerminated {
                 exit_code: if at_end { code } else { 0 },
                 reason: reason.filter(|_| at_end).map(Into::into),
-                message: message.clone().filter(|_| at_end),
+                message: message.filter(|_| at_end).map(Into::into),
                 started_at: Some(Time(start)),
                 finished_at: Some(Time(start + SignedDuration::from_secs(10))),
                 ..ContainerStateTerminated::default()

@@ -115,14 +115,15 @@ fn shown(verdict: &GateVerdict) -> VerdictStatus {
 }
 
 fn update(draft: &mut Draft<'_>, candidate: &Candidate, entry: &mut CandidateStatus) {
-    let make = Step::Make {
+    let step = Step::Make {
         candidate: candidate.name.clone(),
     };
-    let name = make.to_string();
-    let report = match draft.standing(&make) {
+    let name = step.to_string();
+    let report = match draft.standing(&step) {
         Standing::Open => {
             let begun = draft.work(&name).is_some();
-            entry.state = if begun { standings::MAKING } else { standings::PENDING }.to_owned();
+            let state = if begun { standings::MAKING } else { standings::PENDING };
+            state.clone_into(&mut entry.state);
             return;
         }
         Standing::Failed(work) => {
@@ -130,7 +131,7 @@ fn update(draft: &mut Draft<'_>, candidate: &Candidate, entry: &mut CandidateSta
             standings::FAILED.clone_into(&mut entry.state);
             return;
         }
-        Standing::Done => draft.done(&make),
+        Standing::Done => draft.done(&step),
     };
     let Some((report, made)) = report.and_then(|report| Some((report, report.made()?))) else {
         return;
@@ -150,7 +151,8 @@ fn update(draft: &mut Draft<'_>, candidate: &Candidate, entry: &mut CandidateSta
     let measures: Vec<Step> = steps::measures(draft.spec(), &candidate.name).collect();
     if measures.iter().any(|step| draft.open(step)) {
         let begun = measures.iter().any(|step| draft.work(&step.to_string()).is_some());
-        entry.state = if begun { standings::MEASURING } else { standings::MADE }.to_owned();
+        let state = if begun { standings::MEASURING } else { standings::MADE };
+        state.clone_into(&mut entry.state);
         return;
     }
     verdict(draft, candidate, entry, &findings, report);
@@ -166,12 +168,12 @@ fn verdict(
     let verdicts = gates::judge(draft.spec(), findings);
     let passed = gates::passes(draft.spec(), &verdicts, findings);
     let refused = gates::blocking(&verdicts).any(|verdict| verdict.verdict != gates::ERROR);
-    entry.state = match (passed, refused) {
+    let state = match (passed, refused) {
         (true, _) => standings::PASSED,
         (false, true) => standings::REJECTED,
         (false, false) => standings::FAILED,
-    }
-    .to_owned();
+    };
+    state.clone_into(&mut entry.state);
     entry.message = match (passed, refused) {
         (true, _) => String::new(),
         (false, true) => {

@@ -23,7 +23,7 @@ pub(super) fn shown(measured: &Measured) -> MeasuredStatus {
     let beside = measured.candidate.is_some().then_some(&measured.baseline);
     MeasuredStatus {
         environment: measured.environment.clone(),
-        metrics: subject.iter().map(|(name, _)| metric(name, subject, beside)).collect(),
+        metrics: subject.keys().map(|name| metric(name, subject, beside)).collect(),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::optimization::steps::{self, Step};
 const MAKES_AT_ONCE: usize = 4;
 /// Delay of the second attempt; it doubles with each further one.
 const FIRST_DELAY: Duration = Duration::from_secs(10);
-const LONGEST_DELAY: Duration = Duration::from_secs(300);
+const LONGEST_DELAY: Duration = Duration::from_mins(5);
 
 /// Moves every step that may move.
 pub(super) fn advance(draft: &mut Draft<'_>) {
@@ -110,10 +110,10 @@ fn work_of(draft: &Draft<'_>, step: &Step, baseline: Option<&Digest>) -> Option<
             let make = Step::Make {
                 candidate: candidate.clone(),
             };
-            let made = draft.done(&make)?.made()?;
+            let artifact = draft.done(&make)?.made()?;
             let source = ModelSource {
-                uri: made.uri.clone(),
-                model_digest: Some(made.model_digest.clone()),
+                uri: artifact.uri.clone(),
+                model_digest: Some(artifact.model_digest.clone()),
             };
             Some(Work::Measure(steps::measure_plan(
                 spec,

@@ -137,16 +137,16 @@ pub(super) fn waiting(pod: &ObservedPod) -> Option<Problem> {
             .unwrap_or_default();
         return Some(Problem::passing(reasons::UNSCHEDULABLE, cut(why)));
     }
-    let statuses = status
+    let all = status
         .init_container_statuses
         .iter()
         .flatten()
         .chain(status.container_statuses.iter().flatten());
-    let states = statuses.filter_map(|status| status.state.as_ref()).collect::<Vec<_>>();
-    if let Some(problem) = states.iter().filter_map(|state| state.waiting.as_ref()).find_map(held) {
+    let each = all.filter_map(|status| status.state.as_ref()).collect::<Vec<_>>();
+    if let Some(problem) = each.iter().filter_map(|state| state.waiting.as_ref()).find_map(held) {
         return Some(problem);
     }
-    let began = states
+    let began = each
         .iter()
         .any(|state| state.running.is_some() || state.terminated.is_some());
     let event = pod.events.iter().rev().find(|event| {

@@ -105,12 +105,12 @@ fn containers(wanted: &[Container], found: &[Container]) -> Result<(), Problem> 
         let differs = [
             ("name", wanted.name != found.name),
             ("image", wanted.image != found.image),
-            ("command", something_in(&found.command)),
+            ("command", something_in(found.command.as_ref())),
             ("args", wanted.args != found.args),
-            ("env", something_in(&found.env)),
-            ("envFrom", something_in(&found.env_from)),
+            ("env", something_in(found.env.as_ref())),
+            ("envFrom", something_in(found.env_from.as_ref())),
             ("volumeMounts", wanted.volume_mounts != found.volume_mounts),
-            ("volumeDevices", something_in(&found.volume_devices)),
+            ("volumeDevices", something_in(found.volume_devices.as_ref())),
             ("securityContext", wanted.security_context != found.security_context),
             ("workingDir", found.working_dir.is_some()),
             ("lifecycle", found.lifecycle.is_some()),
@@ -132,8 +132,8 @@ fn containers(wanted: &[Container], found: &[Container]) -> Result<(), Problem> 
 }
 
 /// True when the list has something in it: workers have no command, no environment and no devices of their own.
-fn something_in<T>(list: &Option<Vec<T>>) -> bool {
-    list.as_ref().is_some_and(|list| !list.is_empty())
+fn something_in<T>(list: Option<&Vec<T>>) -> bool {
+    list.is_some_and(|list| !list.is_empty())
 }
 
 /// Each container that started must have run the image that was asked for, by digest.
