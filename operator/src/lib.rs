@@ -11,6 +11,7 @@ pub mod error;
 pub mod events;
 pub mod evidence;
 pub mod status;
+pub mod targets;
 
 pub use context::Context;
 pub use error::Error;
