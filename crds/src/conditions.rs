@@ -73,6 +73,8 @@ reasons! {
     IMAGE_UNAVAILABLE = "ImageUnavailable";
     /// No node can take the pod; the message is the scheduler's.
     UNSCHEDULABLE = "Unschedulable";
+    /// A container of the pod can't start: a Secret is missing, a volume can't be mounted, or the runtime refused it.
+    POD_NOT_STARTED = "PodNotStarted";
     /// A container ran out of memory.
     OUT_OF_MEMORY = "OutOfMemory";
     /// The pod vanished before its result was taken: evicted, deleted, or its node was lost.

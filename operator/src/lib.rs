@@ -10,6 +10,7 @@ pub mod context;
 pub mod error;
 pub mod events;
 pub mod evidence;
+pub mod optimization;
 pub mod status;
 pub mod targets;
 

@@ -1,9 +1,12 @@
 //! Evidence: signed in-toto statements in immutable config maps without an owner.
 //!
-//! `dsse` signs and verifies, `keys` holds the key pair, `store` writes and reads config maps. Nothing here judges what the evidence says.
+//! `dsse` signs and verifies, `keys` holds the key pair, `statement` puts the claim together,
+//! `store` writes and reads config maps. Nothing here judges what the evidence says.
 
 pub mod dsse;
 pub mod keys;
+pub mod statement;
+pub mod store;
 
 /// Evidence that can't be made or can't be believed.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,9 @@ pub enum EvidenceError {
     /// No signature holds for the key.
     #[error("no signature of the envelope holds for key {0}")]
     Signature(String),
+    /// The config map does not exist.
+    #[error("config map {0} is gone")]
+    Gone(String),
     /// The payload's digest is another one.
     #[error("the evidence has digest {found}, expected {expected}")]
     Digest {
