@@ -11,6 +11,7 @@ pub mod error;
 pub mod events;
 pub mod evidence;
 pub mod optimization;
+pub mod promotion;
 pub mod status;
 pub mod targets;
 
