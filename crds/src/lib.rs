@@ -22,6 +22,8 @@ pub mod common;
 #[cfg(feature = "kube")]
 pub mod conditions;
 #[cfg(feature = "kube")]
+mod definition;
+#[cfg(feature = "kube")]
 pub mod optimization;
 #[cfg(feature = "kube")]
 pub mod pods;
@@ -43,4 +45,7 @@ pub use promotion::{ModelPromotion, ModelPromotionSpec, ModelPromotionStatus};
 pub fn all() -> Vec<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> {
     use kube::CustomResourceExt as _;
     vec![ModelOptimization::crd(), ModelPromotion::crd(), PromotionPolicy::crd()]
+        .into_iter()
+        .map(definition::with_flowing_descriptions)
+        .collect()
 }

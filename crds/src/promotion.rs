@@ -149,7 +149,7 @@ pub struct Delivery {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImageVolumeDelivery {
     /// Name of the volume in the pod template.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub volume: String,
 }
 
@@ -161,7 +161,7 @@ pub struct EnvDelivery {
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
     pub name: String,
     /// Name of the container.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub container: String,
 }
 

@@ -77,23 +77,7 @@ pub fn sign(statement: &Statement, key: &SigningKey) -> Result<(String, Digest),
 /// # Errors
 /// When it can't be read, has another type, or no signature holds.
 pub fn verify(envelope: &str, key: &PublicKey) -> Result<Verified, EvidenceError> {
-    if envelope.len() > MAX_ENVELOPE_BYTES {
-        return Err(EvidenceError::Envelope(format!(
-            "{} bytes, at most {MAX_ENVELOPE_BYTES}",
-            envelope.len()
-        )));
-    }
-    let envelope: Envelope =
-        serde_json::from_str(envelope).map_err(|error| EvidenceError::Envelope(error.to_string()))?;
-    if envelope.payload_type != PAYLOAD_TYPE {
-        return Err(EvidenceError::Type {
-            found: envelope.payload_type,
-            expected: PAYLOAD_TYPE,
-        });
-    }
-    let payload = STANDARD
-        .decode(&envelope.payload)
-        .map_err(|error| EvidenceError::Envelope(error.to_string()))?;
+    let (envelope, payload) = open(envelope)?;
     let signed = pre_authentication(PAYLOAD_TYPE, &payload);
     let holds = envelope.signatures.iter().take(16).any(|signature| {
         let der = STANDARD.decode(&signature.sig).unwrap_or_default();
@@ -102,21 +86,35 @@ pub fn verify(envelope: &str, key: &PublicKey) -> Result<Verified, EvidenceError
     if !holds {
         return Err(EvidenceError::Signature(key.id().to_owned()));
     }
-    let statement: Statement =
-        serde_json::from_slice(&payload).map_err(|error| EvidenceError::Envelope(error.to_string()))?;
-    for (found, expected) in [
-        (&statement.statement_type, STATEMENT_TYPE),
-        (&statement.predicate_type, PREDICATE_TYPE),
-    ] {
+    parse(&payload)
+}
+
+/// What an envelope states, without a word on who signed it: for people who look at it, never for a gate.
+///
+/// # Errors
+/// When it can't be read or has another type.
+pub fn read_unverified(envelope: &str) -> Result<Verified, EvidenceError> {
+    parse(&open(envelope)?.1)
+}
+
+fn open(envelope: &str) -> Result<(Envelope, Vec<u8>), EvidenceError> {
+    if envelope.len() > MAX_ENVELOPE_BYTES {
+        return Err(EvidenceError::Envelope(format!("{} bytes, at most {MAX_ENVELOPE_BYTES}", envelope.len())));
+    }
+    let envelope: Envelope = serde_json::from_str(envelope).map_err(|error| EvidenceError::Envelope(error.to_string()))?;
+    if envelope.payload_type != PAYLOAD_TYPE {
+        return Err(EvidenceError::Type { found: envelope.payload_type, expected: PAYLOAD_TYPE });
+    }
+    let payload = STANDARD.decode(&envelope.payload).map_err(|error| EvidenceError::Envelope(error.to_string()))?;
+    Ok((envelope, payload))
+}
+
+fn parse(payload: &[u8]) -> Result<Verified, EvidenceError> {
+    let statement: Statement = serde_json::from_slice(payload).map_err(|error| EvidenceError::Envelope(error.to_string()))?;
+    for (found, expected) in [(&statement.statement_type, STATEMENT_TYPE), (&statement.predicate_type, PREDICATE_TYPE)] {
         if found != expected {
-            return Err(EvidenceError::Type {
-                found: found.clone(),
-                expected,
-            });
+            return Err(EvidenceError::Type { found: found.clone(), expected });
         }
     }
-    Ok(Verified {
-        statement,
-        digest: Digest::of(&payload),
-    })
+    Ok(Verified { statement, digest: Digest::of(payload) })
 }

@@ -1,0 +1,60 @@
+//! What people see: results on stdout, everything else on stderr, colours only on a terminal. Decides looks, never content.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use comfy_table::{ContentArrangement, Table};
+use console::style;
+
+/// Whether stderr takes colours.
+pub(crate) fn colours() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Prints a line to stdout. A reader that went away is no failure of ours.
+pub(crate) fn print(text: &str) {
+    drop(writeln!(std::io::stdout().lock(), "{text}"));
+}
+
+/// Prints a line to stderr.
+pub(crate) fn note(text: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{text}"));
+}
+
+/// Prints an error to stderr.
+pub(crate) fn error(text: &str) {
+    let word = style("error:").red().bold().for_stderr();
+    note(&format!("{word} {text}"));
+}
+
+/// A verdict with its colour.
+pub(crate) fn verdict(word: &str) -> String {
+    match word {
+        "Passed" => style(word).green().to_string(),
+        "Failed" | "Error" => style(word).red().to_string(),
+        _ => style(word).yellow().to_string(),
+    }
+}
+
+/// A table with a header.
+pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(header.iter().copied());
+    for row in rows {
+        table.add_row(row);
+    }
+    table.to_string()
+}
+
+/// Asks a question whose safe answer is no; without a terminal there is nobody to ask.
+pub(crate) fn confirmed(question: &str) -> std::io::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    let mut stderr = std::io::stderr().lock();
+    write!(stderr, "{question} [y/N] ")?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

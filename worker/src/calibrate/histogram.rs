@@ -1,0 +1,161 @@
+//! A histogram of a stream whose parts merge exactly.
+//!
+//! Bins are `2^exponent` wide and start at multiples of their width, so when a value falls outside, pairs of bins are
+//! added and the width doubles: the result depends only on the values, not on their order or on how they were split.
+
+use super::range::{Extent, Range};
+
+/// Bins on each side of zero.
+const HALF: i64 = 4096;
+const BINS: usize = 2 * HALF as usize;
+/// Narrowest bins: below the smallest normal float nothing needs to be told apart.
+const MIN_EXPONENT: i32 = -126;
+
+/// Counts of values in bins of one width. Bin `i` holds values from `(i - 4096) * 2^exponent` on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Histogram {
+    exponent: i32,
+    counts: Vec<u64>,
+    total: u64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { exponent: MIN_EXPONENT, counts: vec![0; BINS], total: 0 }
+    }
+}
+
+impl Histogram {
+    /// Adds finite values whose extremes are `extent`.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the bin was made to fit by `widen`")]
+    pub fn add(&mut self, values: &[f32], extent: Extent) {
+        self.widen(exponent_for(extent.magnitude()));
+        // A power of two: the product is exact up to underflow, which `floor` sends to the right side of zero.
+        let scale = 2_f64.powi(-self.exponent);
+        for &value in values {
+            let bin = (f64::from(value) * scale).floor() as i64 + HALF;
+            self.counts[bin.clamp(0, 2 * HALF - 1) as usize] += 1;
+        }
+        self.total += values.len() as u64;
+    }
+
+    /// Adds everything that `other` has seen.
+    pub fn merge(&mut self, mut other: Self) {
+        self.widen(other.exponent);
+        other.widen(self.exponent);
+        self.counts.iter_mut().zip(&other.counts).for_each(|(count, more)| *count += more);
+        self.total += other.total;
+    }
+
+    fn widen(&mut self, exponent: i32) {
+        while self.exponent < exponent {
+            self.exponent += 1;
+            let mut wider = vec![0; BINS];
+            if self.total > 0 {
+                for (index, &count) in self.counts.iter().enumerate() {
+                    // floor(i / 2) counted from zero in the middle, which is an even index.
+                    wider[index / 2 + BINS / 4] += count;
+                }
+            }
+            self.counts = wider;
+            if self.total == 0 {
+                self.exponent = exponent;
+            }
+        }
+    }
+
+    /// Width of a bin.
+    pub(super) fn width(&self) -> f64 {
+        2_f64.powi(self.exponent)
+    }
+
+    /// Counts by magnitude: element `i` holds values from `i` to `i + 1` widths away from zero, on both sides.
+    pub(super) fn magnitudes(&self) -> Vec<u64> {
+        let (below, above) = self.counts.split_at(BINS / 2);
+        above.iter().zip(below.iter().rev()).map(|(above, below)| above + below).collect()
+    }
+
+    /// The narrowest range of whole bins that leaves at most `(100 - percentile) / 2` percent outside on each side.
+    #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    pub(super) fn percentile(&self, percentile: f64) -> Range {
+        let outside = self.total as f64 * (100.0 - percentile) / 200.0;
+        let edge = |mut bins: &mut dyn Iterator<Item = (usize, &u64)>| {
+            let mut cut = 0.0;
+            let found = (&mut bins).find(|(_, count)| {
+                cut += **count as f64;
+                cut > outside
+            });
+            found.map_or(0, |(index, _)| i64::try_from(index).map_or(0, |index| index - HALF))
+        };
+        let lowest = edge(&mut self.counts.iter().enumerate());
+        let highest = edge(&mut self.counts.iter().enumerate().rev()) + 1;
+        self.range_of(lowest, highest)
+    }
+
+    /// The range between the lower edges of two bins counted from zero, widened to hold zero.
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "4096 widths fit a float")]
+    pub(super) fn range_of(&self, lowest: i64, highest: i64) -> Range {
+        let edge = |bin: i64| ((bin as f64 * self.width()) as f32).clamp(f32::MIN, f32::MAX);
+        Range { min: edge(lowest).min(0.0), max: edge(highest).max(0.0) }
+    }
+}
+
+/// The narrowest bins with which `magnitude` falls strictly inside.
+fn exponent_for(magnitude: f32) -> i32 {
+    let mut exponent = MIN_EXPONENT;
+    while f64::from(magnitude) >= 4096.0 * 2_f64.powi(exponent) {
+        exponent += 1;
+    }
+    exponent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(values: &[f32]) -> Histogram {
+        let mut histogram = Histogram::default();
+        histogram.add(values, Extent::of(values).unwrap());
+        histogram
+    }
+
+    proptest! {
+        #[test]
+        fn parts_merge_exactly_in_any_order(
+            values in proptest::collection::vec(prop_oneof![-1e-3_f32..1e-3, -10_f32..10.0, -1e6_f32..1e6], 2..200),
+            split in 1_usize..199,
+        ) {
+            let (left, right) = values.split_at(split.min(values.len() - 1));
+            let whole = of(&values);
+            let (mut ab, mut ba) = (of(left), of(right));
+            ab.merge(of(right));
+            ba.merge(of(left));
+            prop_assert_eq!(&whole, &ab);
+            prop_assert_eq!(&whole, &ba);
+            let mut streamed = of(left);
+            streamed.add(right, Extent::of(right).unwrap());
+            prop_assert_eq!(&whole, &streamed);
+            prop_assert_eq!(whole.counts.iter().sum::<u64>(), values.len() as u64);
+        }
+    }
+
+    #[test]
+    fn percentile_leaves_the_tails_outside() {
+        let mut values: Vec<f32> = (0..10_000_u16).map(|i| f32::from(i) / 10_000.0).collect();
+        values.push(1000.0);
+        let range = of(&values).percentile(99.9);
+        assert!(range.min == 0.0 && range.max > 0.9 && range.max < 1.5, "{range:?}");
+        let all = of(&values).percentile(100.0);
+        assert!(all.max >= 1000.0);
+    }
+
+    #[test]
+    fn bin_edges_are_where_they_should_be() {
+        let histogram = of(&[-1.0, -0.5, 0.0, 0.5, 0.999]);
+        assert_eq!(histogram.width(), 2_f64.powi(-11));
+        assert_eq!(histogram.counts[4096], 1);
+        assert_eq!(histogram.counts[4096 + 1024], 1);
+        assert_eq!(histogram.counts[4096 - 2048], 1);
+    }
+}

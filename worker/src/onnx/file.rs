@@ -1,0 +1,161 @@
+//! Models in files: read within limits, written whole or not at all.
+
+use super::{
+    decode::{self, Context},
+    encode::{self, Placement},
+    error::Error,
+    external::Folder,
+    limits::{Budget, Limits},
+    model::{Data, Model},
+};
+use crate::mapped;
+use bytes::Bytes;
+use rustix::fs::{Mode, OFlags};
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+/// Bytes of weights from which they are written beside the protobuf, which itself cannot exceed 2 GiB.
+const EXTERNAL_ABOVE: u64 = 1 << 30;
+/// Tensors smaller than this always stay in the protobuf.
+const EXTERNAL_TENSOR: usize = 1024;
+/// Offsets of external tensors are multiples of this, so that runtimes can map them.
+const ALIGNMENT: u64 = 4096;
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The protobuf file.
+    pub model: PathBuf,
+    /// The external data file, where the weights did not fit.
+    pub external: Option<PathBuf>,
+    /// Bytes of both.
+    pub bytes: u64,
+}
+
+/// Decodes a model from bytes; external data is refused.
+pub fn from_bytes(bytes: &Bytes, limits: &Limits) -> Result<Model, Error> {
+    within(bytes.len() as u64, limits)?;
+    let budget = Budget::new(limits, bytes.len());
+    decode::model(&mut Context { source: bytes, folder: None, budget }, bytes)
+}
+
+/// Reads a model file and the external data beside it. The file must be regular; a link is refused.
+pub fn read(path: &Path, limits: &Limits) -> Result<Model, Error> {
+    let io = |action, source| Error::Io { action, path: path.to_owned(), source };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| io("open", errno.into()))?;
+    let file = File::from(file);
+    let metadata = file.metadata().map_err(|source| io("read", source))?;
+    if !metadata.is_file() {
+        return Err(io("read", io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+    }
+    within(metadata.len(), limits)?;
+    let bytes = mapped::map(&file).map_err(|source| io("read", source))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut folder = Folder::open(parent, limits.external_bytes, limits.external_files)?;
+    let budget = Budget::new(limits, bytes.len());
+    decode::model(&mut Context { source: &bytes, folder: Some(&mut folder), budget }, &bytes)
+}
+
+fn within(value: u64, limits: &Limits) -> Result<(), Error> {
+    if value > limits.file_bytes {
+        return Err(Error::Limit { what: "size of the model file in bytes", value, limit: limits.file_bytes });
+    }
+    Ok(())
+}
+
+/// Encodes a model into one piece of memory, weights included.
+pub fn to_bytes(model: &Model) -> Vec<u8> {
+    encode::model(model, &Placement::new()).to_vec()
+}
+
+/// Writes a model to `path`, and its weights to `path` + `.data` where they are too many for one protobuf.
+///
+/// Both files appear under their names only when complete. Equal models give equal bytes.
+pub fn write(model: &Model, path: &Path) -> Result<Written, Error> {
+    write_with(model, path, EXTERNAL_ABOVE)
+}
+
+fn write_with(model: &Model, path: &Path, external_above: u64) -> Result<Written, Error> {
+    let total: u64 = model.graph.initializers.iter().map(|tensor| tensor.bytes().len() as u64).sum();
+    let (mut placement, mut external, mut bytes) = (Placement::new(), None, 0);
+    if total > external_above {
+        let data_path = path.with_added_extension("data");
+        placement = place(model, &data_path);
+        bytes += replace(&data_path, |out| write_external(model, &placement, out))?;
+        external = Some(data_path);
+    }
+    let rope = encode::model(model, &placement);
+    bytes += replace(path, |out| {
+        rope.chunks().try_for_each(|chunk| out.write_all(chunk))?;
+        Ok(rope.len() as u64)
+    })?;
+    Ok(Written { model: path.to_owned(), external, bytes })
+}
+
+fn place(model: &Model, data_path: &Path) -> Placement {
+    let file = data_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut offset = 0_u64;
+    let mut placement = Placement::new();
+    for tensor in &model.graph.initializers {
+        let Data::Raw(bytes) = &tensor.data else { continue };
+        if bytes.len() >= EXTERNAL_TENSOR {
+            offset = offset.next_multiple_of(ALIGNMENT);
+            placement.insert(tensor.name.clone(), (file.clone(), offset));
+            offset += bytes.len() as u64;
+        }
+    }
+    placement
+}
+
+fn write_external(model: &Model, placement: &Placement, out: &mut dyn Write) -> io::Result<u64> {
+    let mut at = 0_u64;
+    for tensor in &model.graph.initializers {
+        if let Some((_, offset)) = placement.get(&tensor.name) {
+            io::copy(&mut io::Read::take(io::repeat(0), offset - at), out)?;
+            out.write_all(tensor.bytes())?;
+            at = offset + tensor.bytes().len() as u64;
+        }
+    }
+    Ok(at)
+}
+
+/// Writes a neighbour of `path`, syncs it, and renames it into place.
+fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<u64>) -> Result<u64, Error> {
+    let failed = |source| Error::Io { action: "write", path: path.to_owned(), source };
+    let partial = path.with_added_extension("partial");
+    let write = || -> io::Result<u64> {
+        let mut out = io::BufWriter::with_capacity(1 << 16, File::create(&partial)?);
+        let bytes = fill(&mut out)?;
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        std::fs::rename(&partial, path)?;
+        Ok(bytes)
+    };
+    write().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{Graph, Tensor};
+
+    #[test]
+    fn external_weights_round_trip() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.onnx");
+        let values: Vec<f32> = (0..5000_u16).map(f32::from).collect();
+        let initializers = vec![
+            Tensor::floats("a", &[5000], &values).unwrap(),
+            Tensor::floats("b", &[2], &[1.0, 2.0]).unwrap(),
+            Tensor::floats("c", &[50, 100], &values).unwrap(),
+        ];
+        let model = Model { ir_version: 8, graph: Graph { initializers, ..Graph::default() }, ..Model::default() };
+        let written = write_with(&model, &path, 1000).unwrap();
+        assert_eq!(written.external.as_deref(), Some(folder.path().join("m.onnx.data").as_path()));
+        assert_eq!(read(&path, &Limits::default()).unwrap(), model);
+        assert!(from_bytes(&std::fs::read(&path).unwrap().into(), &Limits::default()).is_err());
+    }
+}

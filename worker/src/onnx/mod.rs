@@ -1,0 +1,42 @@
+//! ONNX files: read within limits, checked, rewritten by patches, written canonically.
+//!
+//! Hostile input ends here: what leaves [`read`] and [`check`] is well-formed, bounded, and names only known operators.
+//! This module knows no optimization technique; those are in [`crate::passes`] and change a graph only through
+//! [`Patch`].
+
+mod check;
+mod decode;
+mod decode_tensor;
+mod element;
+mod encode;
+mod error;
+mod external;
+mod file;
+mod index;
+mod limits;
+mod model;
+mod normalize;
+mod ops;
+mod opset;
+mod patch;
+mod value_type;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    check::check,
+    element::ElementType,
+    error::{Error, shown},
+    file::{Written, from_bytes, read, to_bytes, write},
+    index::{Index, Use, captured},
+    limits::Limits,
+    model::{
+        Attribute, AttributeValue, Data, Dim, Function, Graph, Model, Node, Opset, Tensor, TensorType, ValueInfo,
+        visit_graphs,
+    },
+    normalize::{Normalized, normalize, prune, rename},
+    opset::{TARGET_OPSET, Upgraded, upgrade},
+    patch::{Names, Patch, apply},
+};

@@ -1,0 +1,277 @@
+//! Raises a model to operator set 17 without changing what it computes, or says which operator stands in the way.
+//!
+//! Per-channel quantization needs operator set 13 and more; old files are common. An operator whose definition changed on
+//! the way is either on the list of changes that keep its meaning for old models (wider types, new optional attributes),
+//! or has a rewrite here, or is refused by name.
+
+use super::{
+    error::{Error, shown},
+    model::{AttributeValue, Graph, Model, Node, Tensor},
+    ops,
+    patch::Names,
+};
+
+/// The operator set that passes work on.
+pub const TARGET_OPSET: i64 = 17;
+/// Oldest operator set that can be raised.
+const OLDEST: i64 = 9;
+/// File format that goes with operator set 17.
+const TARGET_IR: i64 = 8;
+
+/// What raising the operator set did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upgraded {
+    /// Version in the file.
+    pub before: i64,
+    /// Version now.
+    pub after: i64,
+    /// Nodes that were rewritten, not only renumbered.
+    pub rewritten: usize,
+}
+
+/// Changes between operator sets 10 and 17 that leave old models' meaning alone.
+#[rustfmt::skip]
+const UNCHANGED: &[(&[&str], &[u8])] = &[
+    (&["Add", "Sub", "Mul", "Div", "Relu", "Reshape"], &[13, 14]),
+    (&["Abs", "Ceil", "Erf", "Exp", "Expand", "Floor", "Greater", "IsNaN", "LRN", "Less", "Log", "MatMul", "Mean",
+       "MeanVarianceNormalization", "Mod", "Neg", "NonZero", "Reciprocal", "Sigmoid", "Sign", "Size", "SpaceToDepth",
+       "Sqrt", "Sum", "Tanh", "Tile", "Transpose", "Cast", "GatherElements", "Pad", "Resize", "Dropout",
+       "QuantizeLinear", "DequantizeLinear"], &[13]),
+    (&["Concat", "DepthToSpace", "Equal", "Flatten", "Gather", "Gemm", "ReduceL1", "ReduceL2", "ReduceLogSum",
+       "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSumSquare", "Slice"], &[11, 13]),
+    (&["ArgMax", "ArgMin", "ReduceMax", "ReduceMin", "Constant"], &[11, 12, 13]),
+    (&["Clip"], &[12, 13]),
+    (&["Max", "Min", "GatherND"], &[12, 13]),
+    (&["AveragePool"], &[10, 11]),
+    (&["MaxPool"], &[10, 11, 12]),
+    (&["Conv", "ConvTranspose", "Compress", "Det", "MaxUnpool", "NonMaxSuppression", "OneHot", "Softmax", "LogSoftmax",
+       "Hardmax", "Split", "Squeeze", "Unsqueeze", "ReduceSum", "TopK"], &[11]),
+    (&["Pow"], &[12, 13, 15]),
+    (&["Shape"], &[13, 15]),
+    (&["Identity"], &[13, 14, 16]),
+    (&["If", "Loop"], &[11, 13, 16]),
+    (&["Scan"], &[11, 16]),
+    (&["ScatterElements", "ScatterND"], &[13, 16]),
+    (&["BatchNormalization"], &[14, 15]),
+    (&["CumSum", "GRU", "LSTM", "RNN"], &[14]),
+    (&["GreaterOrEqual", "LessOrEqual", "LeakyRelu", "PRelu", "Where"], &[16]),
+    (&["Dropout"], &[10]),
+];
+
+/// Raises the model's operator set to [`TARGET_OPSET`]; newer ones stay.
+pub fn upgrade(model: &mut Model) -> Result<Upgraded, Error> {
+    let before = model.opset("").unwrap_or(0);
+    if before >= TARGET_OPSET {
+        return Ok(Upgraded { before, after: before, rewritten: 0 });
+    }
+    let refuse = |reason: String| Error::Opset { from: before, to: TARGET_OPSET, reason };
+    if before < OLDEST {
+        return Err(refuse(format!("operator sets before {OLDEST} are too old; export the model again")));
+    }
+    if !model.functions.is_empty() {
+        return Err(refuse("the model has local functions; inline them first".to_owned()));
+    }
+    let float_only = !uses_other_floats(&model.graph);
+    let mut upgrade = Upgrade { before, names: Names::new(&model.graph), float_only, rewritten: 0 };
+    upgrade.graph(&mut model.graph).map_err(refuse)?;
+    let rewritten = upgrade.rewritten;
+    model.import("", TARGET_OPSET);
+    model.ir_version = model.ir_version.max(TARGET_IR);
+    Ok(Upgraded { before, after: TARGET_OPSET, rewritten })
+}
+
+/// Whether any weight is a float of another width: then bounds that become inputs may need that width.
+fn uses_other_floats(graph: &Graph) -> bool {
+    use super::element::ElementType as T;
+    let mut found = false;
+    super::model::visit_graphs(graph, &mut |graph: &Graph| {
+        found |= graph.initializers.iter().any(|t| matches!(t.element, T::Float16 | T::Bfloat16 | T::Double));
+        let declared = graph.inputs.iter().filter_map(super::model::ValueInfo::tensor_type);
+        found |= declared.into_iter().any(|t| matches!(t.element, T::Float16 | T::Bfloat16 | T::Double));
+    });
+    found
+}
+
+struct Upgrade {
+    before: i64,
+    names: Names,
+    float_only: bool,
+    rewritten: usize,
+}
+
+impl Upgrade {
+    fn graph(&mut self, graph: &mut Graph) -> Result<(), String> {
+        let mut nodes = Vec::with_capacity(graph.nodes.len());
+        let mut tensors = Vec::new();
+        for mut node in std::mem::take(&mut graph.nodes) {
+            node.bodies_mut().try_for_each(|body| self.graph(body))?;
+            if node.domain.is_empty() {
+                let label = node.label().to_owned();
+                let op_type = node.op_type.clone();
+                self.node(node, &mut nodes, &mut tensors)
+                    .map_err(|reason| format!("operator {op_type} of node {}: {reason}", shown(&label)))?;
+            } else {
+                nodes.push(node);
+            }
+        }
+        graph.nodes = nodes;
+        graph.initializers.append(&mut tensors);
+        Ok(())
+    }
+
+    /// Takes one node through every change of its operator, in order.
+    fn node(&mut self, mut node: Node, nodes: &mut Vec<Node>, tensors: &mut Vec<Tensor>) -> Result<(), String> {
+        let mut at = self.before;
+        let mut rewritten = false;
+        loop {
+            let next = ops::versions(&node.op_type).unwrap_or(&[]).iter().map(|&version| i64::from(version));
+            let Some(next) = next.into_iter().find(|&version| version > at && version <= TARGET_OPSET) else { break };
+            at = next;
+            if self.rewrite(&mut node, next, nodes, tensors)? {
+                rewritten = true;
+            } else if !unchanged(&node.op_type, next) {
+                return Err(format!("its meaning changed in operator set {next} and no rewrite is known"));
+            }
+        }
+        self.rewritten += usize::from(rewritten);
+        nodes.push(node);
+        Ok(())
+    }
+
+    /// Rewrites what changed at `version`; false where nothing needs to. May put nodes in front.
+    fn rewrite(
+        &mut self,
+        node: &mut Node,
+        version: i64,
+        nodes: &mut Vec<Node>,
+        tensors: &mut Vec<Tensor>,
+    ) -> Result<bool, String> {
+        match (node.op_type.as_str(), version) {
+            ("Upsample" | "Resize", 10 | 11) => to_resize(node),
+            ("Scatter", 11) => "ScatterElements".clone_into(&mut node.op_type),
+            ("Slice", 10) => {
+                self.list_to_input(node, "starts", 1, tensors)?;
+                self.list_to_input(node, "ends", 2, tensors)?;
+                self.list_to_input(node, "axes", 3, tensors)?;
+            }
+            ("TopK", 10) => {
+                let k = node.int("k", -1).filter(|&k| k > 0).ok_or("k is missing")?;
+                node.take_attribute("k");
+                self.input(node, 1, |name| Tensor::int64s(name, &[1], &[k]), tensors)?;
+            }
+            ("Clip", 11) => {
+                self.float_to_input(node, "min", 1, tensors)?;
+                self.float_to_input(node, "max", 2, tensors)?;
+            }
+            ("Pad", 11) => {
+                self.list_to_input(node, "pads", 1, tensors)?;
+                self.float_to_input(node, "value", 2, tensors)?;
+            }
+            ("Dropout", 12) => {
+                if node.outputs.len() > 1 {
+                    return Err("its mask is used; export the model for inference".to_owned());
+                }
+                node.take_attribute("ratio");
+            }
+            ("Squeeze" | "Unsqueeze" | "ReduceSum", 13) => self.list_to_input(node, "axes", 1, tensors)?,
+            ("Split", 13) => self.list_to_input(node, "split", 1, tensors)?,
+            ("Softmax" | "LogSoftmax" | "Hardmax", 13) => self.softmax(node, nodes),
+            ("BatchNormalization", 14) if node.outputs.iter().filter(|output| !output.is_empty()).count() > 1 => {
+                return Err("it is in training form; export the model for inference".to_owned());
+            }
+            ("RoiAlign", 16) => {
+                if node.attribute("coordinate_transformation_mode").is_none() {
+                    set_text(node, "coordinate_transformation_mode", "output_half_pixel");
+                }
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn input(
+        &mut self,
+        node: &mut Node,
+        slot: usize,
+        tensor: impl FnOnce(&str) -> Result<Tensor, Error>,
+        tensors: &mut Vec<Tensor>,
+    ) -> Result<(), String> {
+        let name = self.names.fresh(node.output(), &format!("/{}_{slot}", node.op_type.to_lowercase()));
+        tensors.push(tensor(&name).map_err(|error| error.to_string())?);
+        node.inputs.resize(node.inputs.len().max(slot + 1), String::new());
+        node.inputs[slot] = name;
+        Ok(())
+    }
+
+    fn list_to_input(&mut self, node: &mut Node, name: &str, slot: usize, tensors: &mut Vec<Tensor>) -> Result<(), String> {
+        match node.take_attribute(name) {
+            None => Ok(()),
+            Some(AttributeValue::Ints(values)) => {
+                self.input(node, slot, |name| Tensor::int64s(name, &[values.len()], &values), tensors)
+            }
+            Some(_) => Err(format!("attribute {name} is no list of integers")),
+        }
+    }
+
+    fn float_to_input(&mut self, node: &mut Node, name: &str, slot: usize, tensors: &mut Vec<Tensor>) -> Result<(), String> {
+        match node.take_attribute(name) {
+            None => Ok(()),
+            Some(AttributeValue::Float(_)) if !self.float_only => {
+                Err(format!("{name} would need the width of a model with mixed float types"))
+            }
+            Some(AttributeValue::Float(value)) => {
+                self.input(node, slot, |name| Tensor::floats(name, &[], &[value]), tensors)
+            }
+            Some(_) => Err(format!("attribute {name} is no number")),
+        }
+    }
+
+    /// Before 13, everything from `axis` on was one row. `Flatten`, the operator on the last axis, and the old shape back.
+    fn softmax(&mut self, node: &mut Node, nodes: &mut Vec<Node>) {
+        let axis = node.int("axis", 1).unwrap_or(1);
+        node.take_attribute("axis");
+        node.attributes.push(super::model::Attribute {
+            name: "axis".to_owned(),
+            value: AttributeValue::Int(-1),
+            rest: Vec::new(),
+        });
+        let rank_two = |producer: &Node| producer.is("Gemm") || producer.is("Flatten");
+        let input = node.inputs.first().cloned().unwrap_or_default();
+        let last_anyway = axis == -1
+            || (axis == 1 && nodes.iter().any(|other| rank_two(other) && other.output() == input.as_str()));
+        if last_anyway {
+            return;
+        }
+        let output = node.output().to_owned();
+        let (shape, flat, rows) =
+            (self.names.fresh(&output, "/shape"), self.names.fresh(&output, "/flat"), self.names.fresh(&output, "/rows"));
+        nodes.push(Node::new("Shape", &[&input], &[&shape]));
+        nodes.push(Node::new("Flatten", &[&input], &[&flat]).with("axis", AttributeValue::Int(axis)));
+        let mut inner = std::mem::replace(node, Node::new("Reshape", &[&rows, &shape], &[&output]));
+        inner.inputs = vec![flat];
+        inner.outputs = vec![rows];
+        nodes.push(inner);
+    }
+}
+
+fn unchanged(op_type: &str, version: i64) -> bool {
+    UNCHANGED.iter().any(|(names, versions)| {
+        names.contains(&op_type) && versions.iter().any(|&listed| i64::from(listed) == version)
+    })
+}
+
+fn set_text(node: &mut Node, name: &str, text: &str) {
+    node.take_attribute(name);
+    let value = AttributeValue::String(text.to_owned().into());
+    node.attributes.push(super::model::Attribute { name: name.to_owned(), value, rest: Vec::new() });
+}
+
+/// `Upsample` 9 and `Resize` 10 are `Resize` 11 with these coordinates and an omitted region of interest.
+fn to_resize(node: &mut Node) {
+    "Resize".clone_into(&mut node.op_type);
+    if node.inputs.len() == 2 {
+        node.inputs.insert(1, String::new());
+    }
+    set_text(node, "coordinate_transformation_mode", "asymmetric");
+    set_text(node, "nearest_mode", "floor");
+}

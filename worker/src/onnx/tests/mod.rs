@@ -1,0 +1,5 @@
+//! Tests of the whole module: what goes in comes out, and what is hostile stays out.
+
+mod hostile;
+mod opset;
+mod round_trip;

@@ -1,0 +1,266 @@
+//! From a model file to a candidate file: read, check, simplify, quantize, check again, write, and run once.
+//!
+//! The candidate's bytes are a pure function of the model, the calibration data, the stages, ONNX Runtime's version and
+//! the instruction set. A candidate that ONNX Runtime does not load and run is an error, not a result.
+
+use crate::{
+    calibrate::{self, Batches, DataError},
+    onnx::{self, Limits, Model, Tensor, shown},
+    passes::{self, Mode, Quantize, Report, fold_batch_norm, fold_constants, gelu, quantize_dynamic, quantize_static},
+    session::{self, Options, Runtime},
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// Why there is no candidate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model was refused, or could not be written.
+    #[error(transparent)]
+    Model(#[from] onnx::Error),
+    /// A pass failed or changed nothing.
+    #[error(transparent)]
+    Pass(#[from] passes::Error),
+    /// Calibration failed.
+    #[error(transparent)]
+    Calibration(#[from] calibrate::Error),
+    /// ONNX Runtime does not take a model.
+    #[error("the {which} does not run: {source}")]
+    Run {
+        /// Baseline or candidate.
+        which: &'static str,
+        /// ONNX Runtime's words.
+        source: session::Error,
+    },
+    /// The candidate runs and gives something else than a model of that shape.
+    #[error("the candidate's output {name} {what}")]
+    Unfaithful {
+        /// Escaped name.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// There is no sample to try the candidate on.
+    #[error("calibration data is empty: a candidate is never released without having run once")]
+    NoSample,
+    /// The data ended with an error.
+    #[error("calibration data: {0}")]
+    Data(#[source] DataError),
+}
+
+/// One stage of a candidate.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stage {
+    /// Quantize weights and activations to 8 bits.
+    Quantize(Quantize),
+}
+
+/// What to make.
+#[derive(Debug)]
+pub struct Request<'r> {
+    /// The baseline's ONNX file; its external data lies beside it.
+    pub model: &'r Path,
+    /// The candidate's file. Existing files are replaced.
+    pub output: &'r Path,
+    /// Stages in order.
+    pub stages: &'r [Stage],
+    /// Threads for calibration runs.
+    pub threads: usize,
+    /// Bounds on the model.
+    pub limits: Limits,
+}
+
+/// Where [`optimize`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Reading and checking the model.
+    Read,
+    /// Rewriting the float model.
+    Simplify,
+    /// Calibrating; batches done.
+    Calibrate(u64),
+    /// Quantizing.
+    Quantize,
+    /// Writing the candidate and running it once.
+    Verify,
+}
+
+/// What [`optimize`] made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OptimizeReport {
+    /// Operator set of the baseline.
+    pub opset_before: i64,
+    /// Operator set of the candidate.
+    pub opset_after: i64,
+    /// Every pass in order.
+    pub passes: Vec<Report>,
+    /// Bytes of the baseline, external data included.
+    pub bytes_before: u64,
+    /// Bytes of the candidate, external data included.
+    pub bytes_after: u64,
+    /// Nodes of the baseline.
+    pub nodes_before: usize,
+    /// Nodes of the candidate.
+    pub nodes_after: usize,
+    /// Batches used for calibration.
+    pub calibration_batches: u64,
+    /// The candidate's files: the model first, external data after it.
+    pub files: Vec<PathBuf>,
+    /// Largest absolute difference to the baseline on the first sample, for each float output.
+    pub first_sample_difference: BTreeMap<String, f32>,
+}
+
+/// Makes one candidate.
+///
+/// `batches` gives, per batch, one tensor for every input of the model. The first is also what baseline and candidate are
+/// run on; the rest is read only where a stage calibrates.
+pub fn optimize(
+    runtime: &Runtime,
+    request: &Request<'_>,
+    batches: Batches<'_>,
+    progress: &mut dyn FnMut(Step),
+) -> Result<OptimizeReport, Error> {
+    progress(Step::Read);
+    let mut model = onnx::read(request.model, &request.limits)?;
+    onnx::check(&model, &request.limits)?;
+    let bytes_before = total_bytes(&model, request.model)?;
+    let nodes_before = model.graph.nodes.len();
+    let probe = batches.next().ok_or(Error::NoSample)?.map_err(Error::Data)?;
+    let baseline = run_baseline(runtime, &model, request, &probe)?;
+
+    progress(Step::Simplify);
+    onnx::normalize(&mut model)?;
+    let upgraded = onnx::upgrade(&mut model)?;
+    let mut reports = simplify(&mut model, &request.limits)?;
+
+    let mut stage_batches = std::iter::once(Ok(probe.clone())).chain(batches);
+    let mut done = 0;
+    for stage in request.stages {
+        let Stage::Quantize(settings) = stage;
+        reports.push(quantize(runtime, request, &mut model, settings, &mut stage_batches, &mut |step| {
+            if let Step::Calibrate(batches) = step {
+                done = batches;
+            }
+            progress(step);
+        })?);
+        onnx::check(&model, &request.limits)?;
+    }
+
+    progress(Step::Verify);
+    let written = onnx::write(&model, request.output)?;
+    onnx::check(&onnx::read(request.output, &request.limits)?, &request.limits)?;
+    let candidate = run(runtime, "candidate", request.output, &probe)?;
+    Ok(OptimizeReport {
+        opset_before: upgraded.before,
+        opset_after: upgraded.after,
+        passes: reports,
+        bytes_before,
+        bytes_after: written.bytes,
+        nodes_before,
+        nodes_after: model.graph.nodes.len(),
+        calibration_batches: done,
+        files: std::iter::once(written.model).chain(written.external).collect(),
+        first_sample_difference: compare(&baseline, &candidate)?,
+    })
+}
+
+fn simplify(model: &mut Model, limits: &Limits) -> Result<Vec<Report>, Error> {
+    let mut reports = Vec::new();
+    for pass in [fold_constants::apply, fold_batch_norm::apply, gelu::apply] {
+        reports.push(pass(model)?);
+        onnx::check(model, limits)?;
+    }
+    Ok(reports)
+}
+
+fn quantize(
+    runtime: &Runtime,
+    request: &Request<'_>,
+    model: &mut Model,
+    settings: &Quantize,
+    batches: Batches<'_>,
+    progress: &mut dyn FnMut(Step),
+) -> Result<Report, Error> {
+    if settings.mode == Mode::Dynamic {
+        progress(Step::Quantize);
+        return Ok(quantize_dynamic::apply(model, settings)?);
+    }
+    let taps = quantize_static::taps(model);
+    let ranges = if taps.is_empty() {
+        BTreeMap::new()
+    } else {
+        let mut told = |done| progress(Step::Calibrate(done));
+        calibrate::calibrate(runtime, request.threads, model, &taps, settings.calibration, batches, &mut told)?
+    };
+    progress(Step::Quantize);
+    Ok(quantize_static::apply(model, settings, &ranges)?)
+}
+
+/// Bytes of the baseline's files.
+fn total_bytes(model: &Model, path: &Path) -> Result<u64, Error> {
+    let file = std::fs::metadata(path)
+        .map_err(|source| onnx::Error::Io { action: "read", path: path.to_owned(), source })?
+        .len();
+    // Weights that are not inside the file lie beside it.
+    let weights: u64 = model.graph.initializers.iter().map(|tensor| tensor.bytes().len() as u64).sum();
+    Ok(if weights > file { file + weights } else { file })
+}
+
+/// Runs the baseline as Assayer's own canonical bytes, so that ONNX Runtime never sees the file as it came.
+fn run_baseline(
+    runtime: &Runtime,
+    model: &Model,
+    request: &Request<'_>,
+    probe: &[Tensor],
+) -> Result<Vec<Tensor>, Error> {
+    let path = request.output.with_added_extension("baseline");
+    let written = onnx::write(model, &path)?;
+    let outputs = run(runtime, "baseline", &path, probe);
+    for file in std::iter::once(&written.model).chain(&written.external) {
+        std::fs::remove_file(file)
+            .map_err(|source| onnx::Error::Io { action: "remove", path: file.clone(), source })?;
+    }
+    outputs
+}
+
+fn run(runtime: &Runtime, which: &'static str, path: &Path, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    let failed = |source| Error::Run { which, source };
+    let mut session = runtime.open(path, &Options::default()).map_err(failed)?;
+    let mut outputs = Vec::new();
+    session
+        .run(inputs, |output| {
+            outputs.push(output.to_tensor()?);
+            Ok::<_, session::Error>(())
+        })
+        .map_err(failed)?;
+    Ok(outputs)
+}
+
+/// Same outputs, same types and shapes, finite where the baseline is finite; and how far apart.
+fn compare(baseline: &[Tensor], candidate: &[Tensor]) -> Result<BTreeMap<String, f32>, Error> {
+    let mut differences = BTreeMap::new();
+    for before in baseline {
+        let unfaithful = |what: String| Error::Unfaithful { name: shown(&before.name), what };
+        let after = candidate
+            .iter()
+            .find(|after| after.name == before.name)
+            .ok_or_else(|| unfaithful("is missing".to_owned()))?;
+        if (after.element, &after.dims) != (before.element, &before.dims) {
+            let what = format!("is {:?} {:?}, the baseline's {:?} {:?}", after.element, after.dims, before.element, before.dims);
+            return Err(unfaithful(what));
+        }
+        let name = before.name.clone();
+        let (Some(before), Some(after)) = (before.to_floats(), after.to_floats()) else { continue };
+        let mut largest = 0.0_f32;
+        for (before, after) in before.iter().zip(&after).filter(|(before, _)| before.is_finite()) {
+            if !after.is_finite() {
+                return Err(unfaithful(format!("is {after} where the baseline's is {before}")));
+            }
+            largest = largest.max((before - after).abs());
+        }
+        differences.insert(name, largest);
+    }
+    Ok(differences)
+}

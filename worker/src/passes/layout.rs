@@ -1,0 +1,81 @@
+//! Spells quantized graphs: Quantize and Dequantize nodes, scales, zero points and packed weights, each shared where equal.
+
+use super::{
+    Activations, Granularity,
+    weights::{Affine, QuantizedWeights},
+};
+use crate::onnx::{AttributeValue, ElementType, Error, Names, Node, Patch, Tensor};
+use std::collections::HashMap;
+
+/// A patch under construction, with the names and tensors that it has made so far.
+pub(super) struct Layout {
+    pub(super) patch: Patch,
+    pub(super) names: Names,
+    packed: HashMap<(String, usize), (QuantizedWeights, Packed)>,
+}
+
+/// Names of packed weights.
+#[derive(Debug, Clone)]
+pub(super) struct Packed {
+    pub(super) values: String,
+    pub(super) scale: String,
+    pub(super) zero_point: String,
+}
+
+impl Layout {
+    pub(super) fn new(patch: Patch, names: Names) -> Self {
+        Self { patch, names, packed: HashMap::new() }
+    }
+
+    pub(super) fn add(&mut self, tensor: Tensor) -> String {
+        let name = tensor.name.clone();
+        self.patch.add_tensor(tensor);
+        name
+    }
+
+    /// Scale and zero point of an activation, as initializers.
+    pub(super) fn affine(&mut self, of: &str, affine: Affine, kind: Activations) -> Result<(String, String), Error> {
+        let element = match kind {
+            Activations::UInt8 => ElementType::Uint8,
+            Activations::Int8 => ElementType::Int8,
+        };
+        let scale = Tensor::floats(&self.names.fresh(of, "/scale"), &[], &[affine.scale])?;
+        let zero_point =
+            Tensor::new(&self.names.fresh(of, "/zero_point"), element, &[], vec![affine.zero_point])?;
+        Ok((self.add(scale), self.add(zero_point)))
+    }
+
+    /// Packed weights with scale and zero point; the same as before where a tensor is used twice in the same way.
+    pub(super) fn weights(&mut self, weights: &Tensor, axis: usize, quantized: QuantizedWeights) -> Result<Packed, Error> {
+        let key = (weights.name.clone(), axis);
+        if let Some((before, packed)) = self.packed.get(&key)
+            && *before == quantized
+        {
+            return Ok(packed.clone());
+        }
+        let bytes: Vec<u8> = quantized.values.iter().map(|value| value.cast_unsigned()).collect();
+        let dims: &[usize] = if quantized.scales.len() == 1 { &[] } else { &[quantized.scales.len()] };
+        let zeros = vec![0_u8; quantized.scales.len()];
+        let base = &weights.name;
+        let values = Tensor::new(&self.names.fresh(base, "/q"), ElementType::Int8, &weights.dims, bytes)?;
+        let scale = Tensor::floats(&self.names.fresh(base, "/scale"), dims, &quantized.scales)?;
+        let zero_point = Tensor::new(&self.names.fresh(base, "/zero_point"), ElementType::Int8, dims, zeros)?;
+        let packed = Packed { values: self.add(values), scale: self.add(scale), zero_point: self.add(zero_point) };
+        self.packed.insert(key, (quantized, packed.clone()));
+        Ok(packed)
+    }
+}
+
+/// `QuantizeLinear` of a whole tensor.
+pub(super) fn quantize(input: &str, scale: &str, zero_point: &str, output: &str) -> Node {
+    Node::new("QuantizeLinear", &[input, scale, zero_point], &[output])
+}
+
+/// `DequantizeLinear`, along `axis` where there are several scales.
+pub(super) fn dequantize(packed: &Packed, axis: usize, granularity: Granularity, output: &str) -> Node {
+    let node = Node::new("DequantizeLinear", &[&packed.values, &packed.scale, &packed.zero_point], &[output]);
+    match granularity {
+        Granularity::PerChannel => node.with("axis", AttributeValue::Int(i64::try_from(axis).unwrap_or(0))),
+        Granularity::PerTensor => node,
+    }
+}

@@ -1,0 +1,152 @@
+//! Techniques, one file each: a matcher reads the graph, a patch says what changes, the model is checked afterwards.
+//!
+//! Every pass reports how many nodes it changed and why it left the others. A stage that the user asked for and that
+//! changes nothing is an error, never a silent success.
+
+pub mod fold_batch_norm;
+pub mod fold_constants;
+pub mod gelu;
+mod layout;
+mod polynomial;
+pub mod quantize_dynamic;
+pub mod quantize_static;
+mod site;
+mod weights;
+
+use crate::{
+    calibrate::Method,
+    onnx::{self, shown},
+};
+
+/// Most nodes that a report lists; the rest is counted.
+const MOST_LISTED: usize = 64;
+
+/// What one pass did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Name of the pass.
+    pub name: &'static str,
+    /// Nodes changed.
+    pub changed: usize,
+    /// Nodes that the pass looked at and left, with the reason; at most 64 are listed.
+    pub left: Vec<Left>,
+    /// Nodes left, the unlisted ones included.
+    pub left_count: usize,
+}
+
+/// A node that a pass left as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// Escaped name of the node.
+    pub node: String,
+    /// Why.
+    pub why: String,
+}
+
+impl Report {
+    fn new(name: &'static str) -> Self {
+        Self { name, ..Self::default() }
+    }
+
+    fn leave(&mut self, node: &onnx::Node, why: impl Into<String>) {
+        self.left_count += 1;
+        if self.left.len() < MOST_LISTED {
+            self.left.push(Left { node: shown(node.label()), why: why.into() });
+        }
+    }
+}
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The graph refused the rewrite.
+    #[error(transparent)]
+    Graph(#[from] onnx::Error),
+    /// A stage that was asked for changes nothing.
+    #[error("{pass} changed nothing: {why}")]
+    NoEffect {
+        /// The pass.
+        pass: &'static str,
+        /// What was missing, or the first reasons why nodes were left.
+        why: String,
+    },
+    /// A setting that this mode cannot honour.
+    #[error("{field} {value} is not possible with {pass}: {hint}")]
+    Setting {
+        /// The pass.
+        pass: &'static str,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// The way out.
+        hint: &'static str,
+    },
+    /// A weight holds NaN or infinity.
+    #[error("weight {name} holds a value that is not finite; it cannot be quantized")]
+    NotFinite {
+        /// Escaped name.
+        name: String,
+    },
+}
+
+/// An error if nothing changed, with the first reasons.
+fn require_effect(report: Report) -> Result<Report, Error> {
+    if report.changed > 0 {
+        return Ok(report);
+    }
+    let reasons: Vec<String> = report.left.iter().take(3).map(|left| format!("{}: {}", left.node, left.why)).collect();
+    let why = if reasons.is_empty() { "the model has no Conv, MatMul or Gemm".to_owned() } else { reasons.join("; ") };
+    Err(Error::NoEffect { pass: report.name, why })
+}
+
+/// The `quantize` stage.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantize {
+    /// Whether activations get their ranges at run time or from calibration data.
+    pub mode: Mode,
+    /// Type of the activations.
+    pub activations: Activations,
+    /// How many scales a weight has.
+    pub granularity: Granularity,
+    /// How ranges are chosen; only for [`Mode::Static`].
+    pub calibration: Method,
+}
+
+impl Default for Quantize {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Static,
+            activations: Activations::UInt8,
+            granularity: Granularity::PerChannel,
+            calibration: Method::MinMax,
+        }
+    }
+}
+
+/// When ranges of activations are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// From calibration data, once.
+    Static,
+    /// At run time, for every input.
+    Dynamic,
+}
+
+/// Type of quantized activations. Weights are always symmetric `int8`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activations {
+    /// Unsigned 8 bits.
+    UInt8,
+    /// Signed 8 bits.
+    Int8,
+}
+
+/// How many scales a weight has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Granularity {
+    /// One for every output channel.
+    PerChannel,
+    /// One.
+    PerTensor,
+}

@@ -1,0 +1,188 @@
+//! Static INT8 in the layout that ONNX Runtime really fuses to its integer kernels.
+//!
+//! Convolution fuses only as DQ(x), DQ(w), DQ(int32 bias) -> Conv (-> Relu | Clip) -> Q, so its output is quantized too;
+//! a matrix product fuses without a Q behind it and keeps float outputs, so it is not rounded. Everything else is left
+//! float. `plan` chooses sites and the tensors whose ranges are needed, `apply` rewrites once those are known.
+
+use super::{
+    Error, Granularity, Quantize, Report,
+    layout::{self, Layout, Packed},
+    site::{Kind, Site, sites},
+    weights::{self, Affine},
+};
+use crate::{
+    calibrate::Range,
+    onnx::{Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown},
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+const NAME: &str = "quantize-static";
+
+/// Tensors whose ranges [`apply`] needs: inputs of all sites, outputs of convolutions.
+pub fn taps(model: &Model) -> Vec<String> {
+    let index = Index::new(&model.graph);
+    let mut taps = BTreeSet::new();
+    for site in sites(&index, &mut Report::new(NAME)) {
+        taps.insert(site.input().to_owned());
+        taps.extend(fused_output(&index, &site).map(|(_, output)| output.to_owned()));
+    }
+    taps.into_iter().collect()
+}
+
+/// Position of the node whose output is quantized together with the site, and that output; none for matrix products.
+fn fused_output<'g>(index: &Index<'g>, site: &Site<'g>) -> Option<(usize, &'g str)> {
+    let position = site.activation.unwrap_or(site.position);
+    (site.kind == Kind::Conv).then(|| (position, index.graph.nodes[position].output()))
+}
+
+/// Quantizes every site whose tensors have a usable range.
+pub fn apply(model: &mut Model, settings: &Quantize, ranges: &BTreeMap<String, Range>) -> Result<Report, Error> {
+    let mut report = Report::new(NAME);
+    let patch = {
+        let index = Index::new(&model.graph);
+        let mut sites = sites(&index, &mut report);
+        let affine = |name: &str| ranges.get(name).and_then(|&range| weights::affine(range, settings.activations));
+        sites.retain(|site| {
+            let narrow = std::iter::once(site.input())
+                .chain(fused_output(&index, site).map(|(_, output)| output))
+                .find(|name| affine(name).is_none());
+            if let Some(name) = narrow {
+                report.leave(site.node, format!("{} is zero or nearly so in all calibration data", shown(name)));
+            }
+            narrow.is_none()
+        });
+        let layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
+        let mut rewrite = Rewrite { index, settings, layout, activations: HashMap::new() };
+        rewrite.outputs(&sites, &affine)?;
+        for site in &sites {
+            rewrite.site(site, &affine)?;
+            report.changed += 1;
+        }
+        rewrite.layout.patch
+    };
+    let report = super::require_effect(report)?;
+    apply_patch(&mut model.graph, patch)?;
+    prune(&mut model.graph);
+    rename(model);
+    Ok(report)
+}
+
+/// A quantized activation.
+#[derive(Debug, Clone)]
+struct Activation {
+    packed: Packed,
+    scale: f32,
+}
+
+struct Rewrite<'g> {
+    index: Index<'g>,
+    settings: &'g Quantize,
+    layout: Layout,
+    /// Value of the float graph to its quantized form.
+    activations: HashMap<String, Activation>,
+}
+
+type Affines<'a> = &'a dyn Fn(&str) -> Option<Affine>;
+
+impl Rewrite<'_> {
+    /// Names the quantized form of every convolution's output before any site reads it.
+    fn outputs(&mut self, sites: &[Site<'_>], affine: Affines<'_>) -> Result<(), Error> {
+        for site in sites {
+            let Some((position, output)) = fused_output(&self.index, site) else { continue };
+            let output = output.to_owned();
+            self.name_activation(&output, affine)?;
+            if position != site.position {
+                let mut node = self.index.graph.nodes[position].clone();
+                let nodes = self.requantize(&mut node, &output);
+                self.layout.patch.replace(position, [vec![node], nodes].concat());
+            }
+        }
+        Ok(())
+    }
+
+    fn name_activation(&mut self, value: &str, affine: Affines<'_>) -> Result<Activation, Error> {
+        if let Some(known) = self.activations.get(value) {
+            return Ok(known.clone());
+        }
+        let chosen = affine(value).ok_or_else(|| Error::NoEffect {
+            pass: NAME,
+            why: format!("{} has no range", shown(value)),
+        })?;
+        let (scale, zero_point) = self.layout.affine(value, chosen, self.settings.activations)?;
+        let values = self.layout.names.fresh(value, "/q");
+        let activation = Activation { packed: Packed { values, scale, zero_point }, scale: chosen.scale };
+        self.activations.insert(value.to_owned(), activation.clone());
+        Ok(activation)
+    }
+
+    /// Lets `node` compute a float of another name, from which Q and DQ make the quantized and the old value.
+    fn requantize(&mut self, node: &mut Node, output: &str) -> Vec<Node> {
+        let float = self.layout.names.fresh(output, "/float");
+        node.outputs[0].clone_from(&float);
+        let packed = self.activations[output].packed.clone();
+        vec![
+            layout::quantize(&float, &packed.scale, &packed.zero_point, &packed.values),
+            layout::dequantize(&packed, 0, Granularity::PerTensor, output),
+        ]
+    }
+
+    fn site(&mut self, site: &Site<'_>, affine: Affines<'_>) -> Result<(), Error> {
+        let input = site.input().to_owned();
+        let first = !self.activations.contains_key(&input);
+        let activation = self.name_activation(&input, affine)?;
+        if first {
+            let packed = &activation.packed;
+            let node = layout::quantize(&input, &packed.scale, &packed.zero_point, &packed.values);
+            let after = self.index.producer(&input).map_or(0, |(position, _)| position + 1);
+            self.layout.patch.insert_before(after, [node]);
+        }
+        let output = site.node.output().to_owned();
+        let mut nodes = Vec::new();
+        let mut node = site.node.clone();
+        node.inputs[0] = self.layout.names.fresh(&output, "/x");
+        nodes.push(layout::dequantize(&activation.packed, 0, Granularity::PerTensor, &node.inputs[0]));
+        self.weights_and_bias(site, activation.scale, &mut node, &mut nodes)?;
+        let own_output = fused_output(&self.index, site).is_some_and(|(position, _)| position == site.position);
+        let behind = if own_output { self.requantize(&mut node, &output) } else { Vec::new() };
+        nodes.push(node);
+        nodes.extend(behind);
+        self.layout.patch.replace(site.position, nodes);
+        Ok(())
+    }
+
+    fn weights_and_bias(
+        &mut self,
+        site: &Site<'_>,
+        input_scale: f32,
+        node: &mut Node,
+        nodes: &mut Vec<Node>,
+    ) -> Result<(), Error> {
+        let (axis, granularity) = (site.channel_axis(), self.settings.granularity);
+        let bias = site.bias.and_then(Tensor::to_floats);
+        let least = |channel: usize| bias.as_ref().map_or(0.0, |bias| weights::least_scale(bias[channel], input_scale));
+        let quantized = weights::quantize(site.weights, axis, granularity, least)
+            .ok_or_else(|| Error::NotFinite { name: shown(&site.weights.name) })?;
+        let scales = quantized.scales.clone();
+        let packed = self.layout.weights(site.weights, axis, quantized)?;
+        node.inputs[1] = self.layout.names.fresh(site.node.output(), "/w");
+        nodes.push(layout::dequantize(&packed, axis, granularity, &node.inputs[1]));
+        let (Some(bias), Some(tensor)) = (bias, site.bias) else { return Ok(()) };
+        if bias.iter().any(|value| !value.is_finite()) {
+            return Err(Error::NotFinite { name: shown(&tensor.name) });
+        }
+        let (values, units) = weights::quantize_bias(&bias, input_scale, &scales);
+        let dims: &[usize] = if units.len() == 1 { &[] } else { &[units.len()] };
+        let values = Tensor::int32s(&self.layout.names.fresh(&tensor.name, "/q"), &[values.len()], &values)?;
+        let scale = Tensor::floats(&self.layout.names.fresh(&tensor.name, "/scale"), dims, &units)?;
+        let zeros = vec![0; units.len()];
+        let zero_point = Tensor::int32s(&self.layout.names.fresh(&tensor.name, "/zero_point"), dims, &zeros)?;
+        let packed = Packed {
+            values: self.layout.add(values),
+            scale: self.layout.add(scale),
+            zero_point: self.layout.add(zero_point),
+        };
+        node.inputs[2] = self.layout.names.fresh(site.node.output(), "/b");
+        nodes.push(layout::dequantize(&packed, 0, granularity, &node.inputs[2]));
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! Numbers of 8-bit quantization: weights to symmetric `int8`, ranges to scale and zero point, biases to `int32`.
+//!
+//! `real = scale * (quantized - zero_point)` (ONNX QuantizeLinear), rounding to nearest, ties to even as ONNX Runtime does.
+#![allow(clippy::cast_possible_truncation, reason = "values are clamped to the target type before they are cast")]
+
+use super::{Activations, Granularity};
+use crate::{calibrate::Range, onnx::Tensor};
+
+/// Largest magnitude of a symmetric `int8`.
+const INT8_MAX: f32 = 127.0;
+/// Largest magnitude of a quantized bias: as much again is left to the products that are added to it.
+const BIAS_MAX: f32 = (1_u32 << 30) as f32;
+/// Scales below this would make products of two scales denormal.
+const SMALLEST_SCALE: f32 = 1e-18;
+
+/// Weights in 8 bits, in the order and shape of the floats.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct QuantizedWeights {
+    pub(super) values: Vec<i8>,
+    /// One for each channel, or one for all.
+    pub(super) scales: Vec<f32>,
+}
+
+/// Quantizes `weights` with one scale for each index of `axis`, or one for all. `None` if a value is not finite.
+///
+/// `least` gives, for a channel, the smallest scale that it may have (so that its bias fits).
+pub(super) fn quantize(
+    weights: &Tensor,
+    axis: usize,
+    granularity: Granularity,
+    least: impl Fn(usize) -> f32,
+) -> Option<QuantizedWeights> {
+    let floats = weights.to_floats()?;
+    let channels = weights.dims[axis];
+    let inner: usize = weights.dims[axis + 1..].iter().product();
+    let mut largest = vec![0.0_f32; channels];
+    for (row, values) in floats.chunks_exact(inner).enumerate() {
+        let largest = &mut largest[row % channels];
+        for value in values {
+            if !value.is_finite() {
+                return None;
+            }
+            *largest = largest.max(value.abs());
+        }
+    }
+    let scale = |(channel, &largest): (usize, &f32)| {
+        let scale = (largest / INT8_MAX).max(least(channel));
+        if scale > 0.0 { scale.max(SMALLEST_SCALE) } else { 0.0 }
+    };
+    let mut scales: Vec<f32> = largest.iter().enumerate().map(scale).collect();
+    if granularity == Granularity::PerTensor {
+        scales = vec![scales.into_iter().fold(0.0, f32::max)];
+    }
+    // Nothing but zeros: any scale is exact.
+    scales.iter_mut().filter(|scale| **scale == 0.0).for_each(|scale| *scale = 1.0);
+    let mut values = Vec::with_capacity(floats.len());
+    for (row, floats) in floats.chunks_exact(inner).enumerate() {
+        let scale = scales[if scales.len() == 1 { 0 } else { row % channels }];
+        values.extend(floats.iter().map(|value| (value / scale).round_ties_even().clamp(-INT8_MAX, INT8_MAX) as i8));
+    }
+    Some(QuantizedWeights { values, scales })
+}
+
+/// The smallest weight scale with which `bias` fits 32 bits, given the scale of the input.
+pub(super) fn least_scale(bias: f32, input_scale: f32) -> f32 {
+    bias.abs() / (input_scale * BIAS_MAX)
+}
+
+/// Bias in units of input scale times weight scale.
+pub(super) fn quantize_bias(bias: &[f32], input_scale: f32, scales: &[f32]) -> (Vec<i32>, Vec<f32>) {
+    let unit = |channel: usize| input_scale * scales[if scales.len() == 1 { 0 } else { channel }];
+    let values = bias
+        .iter()
+        .enumerate()
+        .map(|(channel, &bias)| (f64::from(bias) / f64::from(unit(channel))).round_ties_even() as i32)
+        .collect();
+    (values, (0..scales.len()).map(unit).collect())
+}
+
+/// Scale and zero point of an activation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Affine {
+    pub(super) scale: f32,
+    /// As the byte that ONNX stores, whatever its signedness.
+    pub(super) zero_point: u8,
+}
+
+/// Scale and zero point that cover `range`; `None` where it is too narrow to tell 256 values apart.
+#[allow(clippy::cast_sign_loss, reason = "the zero point is clamped to 0..=255")]
+pub(super) fn affine(range: Range, activations: Activations) -> Option<Affine> {
+    let scale = ((f64::from(range.max) - f64::from(range.min)) / 255.0) as f32;
+    if scale < SMALLEST_SCALE {
+        return None;
+    }
+    let steps = (-f64::from(range.min) / f64::from(scale)).round_ties_even().clamp(0.0, 255.0) as u8;
+    let zero_point = match activations {
+        Activations::UInt8 => steps,
+        Activations::Int8 => steps.wrapping_sub(128),
+    };
+    Some(Affine { scale, zero_point })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn weights_come_back_within_half_a_step(
+            values in proptest::collection::vec(-5.0_f32..5.0, 24),
+            axis in 0_usize..3,
+            per_channel: bool,
+        ) {
+            let tensor = Tensor::floats("w", &[2, 3, 4], &values).unwrap();
+            let granularity = if per_channel { Granularity::PerChannel } else { Granularity::PerTensor };
+            let quantized = quantize(&tensor, axis, granularity, |_| 0.0).unwrap();
+            let inner: usize = tensor.dims[axis + 1..].iter().product();
+            for (i, value) in values.iter().enumerate() {
+                let channel = (i / inner) % tensor.dims[axis];
+                let scale = quantized.scales[if per_channel { channel } else { 0 }];
+                let back = f32::from(quantized.values[i]) * scale;
+                prop_assert!((back - value).abs() <= scale * 0.501, "{back} {value} {scale}");
+            }
+        }
+
+        #[test]
+        fn zero_is_exact_and_the_ends_are_covered(min in -100.0_f32..=0.0, max in 0.001_f32..100.0) {
+            let affine = affine(Range { min, max }, Activations::UInt8).unwrap();
+            let zero_point = f32::from(affine.zero_point);
+            prop_assert!((min / affine.scale).round() + zero_point >= -0.5);
+            prop_assert!((max / affine.scale).round() + zero_point <= 256.0);
+            let signed = super::affine(Range { min, max }, Activations::Int8).unwrap();
+            prop_assert_eq!(i16::from(signed.zero_point.cast_signed()) + 128, i16::from(affine.zero_point));
+        }
+    }
+
+    #[test]
+    fn zero_channels_and_large_biases_are_representable() {
+        let tensor = Tensor::floats("w", &[3, 2], &[0.0, 0.0, 0.0, 0.0, 1e-12, 0.0]).unwrap();
+        let (bias, input) = ([0.0_f32, 7.0, 1000.0], 0.01);
+        let quantized = quantize(&tensor, 0, Granularity::PerChannel, |c| least_scale(bias[c], input)).unwrap();
+        let (values, units) = quantize_bias(&bias, input, &quantized.scales);
+        for ((&value, unit), bias) in values.iter().zip(units).zip(bias) {
+            let back = f64::from(value) * f64::from(unit);
+            assert!((back - f64::from(bias)).abs() <= 1e-6 * f64::from(bias).abs(), "{back} {bias}");
+        }
+        let bad = Tensor::floats("w", &[1, 1], &[f32::NAN]).unwrap();
+        assert!(quantize(&bad, 0, Granularity::PerChannel, |_| 0.0).is_none());
+    }
+}

@@ -1,0 +1,232 @@
+//! `optimize`: one candidate out of the staged baseline and calibration rows.
+//!
+//! Translates the plan's stages and data to the optimizer's terms and its errors to the contract's. Has no network, no
+//! credentials and no labels.
+
+use std::time::Instant;
+
+use assayer_crds::contract::{Left, MakePlan, PassReport, Runtime, reasons};
+use assayer_crds::digest::{Digest, model_digest};
+use assayer_crds::stages::{self, ActivationType, CalibrationKind, QuantizeMode};
+use assayer_crds::units;
+use serde::{Deserialize, Serialize};
+
+use crate::calibrate::{self, DataError, Method};
+use crate::data::{self, Feed, inputs_of};
+use crate::deadline::Start;
+use crate::failure::{Failure, Result, bug, disk, refused};
+use crate::layout::{Layout, clear, write_note};
+use crate::onnx::{self, Limits};
+use crate::optimize::{self, OptimizeReport, Request, Stage, Step};
+use crate::passes::{self, Activations, Granularity, Mode, Quantize};
+use crate::run::{describe, machine, model_failure, provider};
+use crate::sandbox::{self, Level};
+use crate::session;
+use crate::storage;
+
+/// The folder with the candidate's files, inside the job's `out`.
+pub(super) const MODEL: &str = "model";
+/// The note for `publish`.
+pub(super) const NOTE: &str = "optimize.json";
+
+/// Rows that are run at once for calibration.
+const BATCH: usize = 8;
+
+/// What `optimize` tells `publish`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct OptimizeNote {
+    pub(super) runtime: Runtime,
+    pub(super) baseline_digest: Digest,
+    /// Digest over the candidate's files.
+    pub(super) model_digest: Digest,
+    pub(super) opset: [i64; 2],
+    pub(super) passes: Vec<PassReport>,
+    pub(super) calibration_rows: u64,
+    pub(super) seconds: f64,
+    pub(super) peak_memory_bytes: u64,
+}
+
+/// Makes the candidate and leaves a note.
+pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
+    let begin = Instant::now();
+    let stages = plan.stages.iter().map(stage).collect::<Result<Vec<_>>>()?;
+    let (baseline, out) = (layout.baseline(), layout.out());
+    clear(&out)?;
+    let files = storage::list(&baseline, storage::Limits::default())?;
+    let source = storage::single(&baseline, "onnx", &files, "baseline")?;
+    let runtime = session::Runtime::load(None).map_err(|error| provider::failure_of(&error, reasons::RUNTIME_FAILED))?;
+    sandbox::enter(Level::Model)?;
+    let limits = Limits::default();
+    let feed = feed(plan, layout, &source, &limits)?;
+    let used = std::cell::Cell::new(0_u64);
+    let mut batches = feed.batches(BATCH).map(|batch| {
+        let batch = batch.map_err(|error| -> DataError { Box::new(error) })?;
+        used.set(used.get() + batch.first().and_then(|tensor| tensor.dims.first()).map_or(0, |rows| *rows as u64));
+        Ok(batch)
+    });
+    let folder = out.join(MODEL);
+    std::fs::create_dir_all(&folder).map_err(|error| disk("create", &folder, &error))?;
+    let threads = machine::threads();
+    let request = Request {
+        model: &source,
+        output: &folder.join(source.file_name().unwrap_or("model.onnx".as_ref())),
+        stages: &stages,
+        threads: threads as usize,
+        limits,
+    };
+    let report = optimize::optimize(&runtime, &request, &mut batches, &mut progress).map_err(|error| failure(&error))?;
+    let made = storage::list(&folder, storage::Limits::default())?;
+    let note = OptimizeNote {
+        runtime: describe(provider::version(&runtime), threads),
+        baseline_digest: model_digest(&files),
+        model_digest: model_digest(&made),
+        opset: [report.opset_before, report.opset_after],
+        passes: passes_of(&report),
+        calibration_rows: if report.calibration_batches > 0 { used.get() } else { 0 },
+        seconds: begin.elapsed().as_secs_f64(),
+        peak_memory_bytes: machine::peak_memory("self").ok_or_else(|| bug("the kernel tells no peak memory"))?,
+    };
+    tracing::info!(seconds = note.seconds, peak_memory_bytes = note.peak_memory_bytes, "candidate is made");
+    Start::found(&layout.inputs()).leave(&out)?;
+    write_note(&out.join(NOTE), &note)
+}
+
+/// Calibration rows, bound to the model's inputs. Even dynamic stages need one: a candidate is run before it is published.
+fn feed(plan: &MakePlan, layout: &Layout, source: &std::path::Path, limits: &Limits) -> Result<Feed> {
+    if plan.calibration.is_none() {
+        return Err(refused(
+            reasons::DATA_EMPTY,
+            "there is no calibration data: set data.calibration (a candidate is run on some of it before it is published)",
+        ));
+    }
+    let model = onnx::read(source, limits).map_err(|error| model_failure("baseline", &error))?;
+    Feed::open(&layout.inputs(), inputs_of(&model)?)
+}
+
+fn progress(step: Step) {
+    match step {
+        Step::Calibrate(batches) => tracing::debug!(batches, "calibrating"),
+        step => tracing::info!(?step, "optimizing"),
+    }
+}
+
+fn stage(stage: &stages::Stage) -> Result<Stage> {
+    let quantize = stage.quantize.as_ref();
+    let quantize = quantize.ok_or_else(|| refused(reasons::PLAN_INVALID, "a stage names no technique: quantize"))?;
+    let mode = match quantize.mode {
+        QuantizeMode::Dynamic => Mode::Dynamic,
+        QuantizeMode::Static => Mode::Static,
+    };
+    let calibration = match &quantize.calibration {
+        None => Method::MinMax,
+        Some(method) => match method.method {
+            CalibrationKind::MinMax => Method::MinMax,
+            CalibrationKind::Entropy => Method::Entropy,
+            CalibrationKind::Percentile => {
+                let percentile = method.percentile.as_deref().unwrap_or("99.999");
+                let percentile = units::decimal(percentile)
+                    .map_err(|error| refused(reasons::PLAN_INVALID, format!("quantize.calibration.percentile: {error}")))?;
+                Method::Percentile(percentile)
+            }
+        },
+    };
+    Ok(Stage::Quantize(Quantize {
+        mode,
+        activations: match quantize.activations {
+            ActivationType::UInt8 => Activations::UInt8,
+            ActivationType::Int8 => Activations::Int8,
+        },
+        granularity: match quantize.granularity {
+            stages::Granularity::PerChannel => Granularity::PerChannel,
+            stages::Granularity::PerTensor => Granularity::PerTensor,
+        },
+        calibration,
+    }))
+}
+
+fn passes_of(report: &OptimizeReport) -> Vec<PassReport> {
+    let pass = |pass: &passes::Report| PassReport {
+        name: pass.name.to_owned(),
+        changed: pass.changed as u64,
+        left: pass.left.iter().map(|left| Left { node: left.node.clone(), why: left.why.clone() }).collect(),
+    };
+    report.passes.iter().map(pass).collect()
+}
+
+/// The optimizer's errors in the contract's words.
+fn failure(error: &optimize::Error) -> Failure {
+    use optimize::Error as E;
+    let message = error.to_string();
+    match error {
+        E::Model(error) => model_failure("baseline", error),
+        E::Pass(passes::Error::NoEffect { .. }) => refused(reasons::NO_EFFECT, message),
+        E::Pass(passes::Error::Setting { .. }) => refused(reasons::PLAN_INVALID, message),
+        E::Pass(passes::Error::NotFinite { .. }) => refused(reasons::MODEL_INVALID, message),
+        E::Pass(passes::Error::Graph(error)) | E::Calibration(calibrate::Error::Graph(error)) => {
+            model_failure("baseline", error)
+        }
+        E::Calibration(calibrate::Error::Data(error)) | E::Data(error) => data_failure(error.as_ref(), &message),
+        E::Calibration(calibrate::Error::Session(error)) => provider::failure_of(error, reasons::RUNTIME_FAILED),
+        E::Calibration(calibrate::Error::Empty) | E::NoSample => refused(reasons::DATA_EMPTY, message),
+        E::Calibration(calibrate::Error::Percentile(_)) => refused(reasons::PLAN_INVALID, message),
+        E::Calibration(calibrate::Error::NotFinite { .. } | calibrate::Error::NeverSeen { .. }) => {
+            refused(reasons::DATA_INVALID, message)
+        }
+        E::Calibration(calibrate::Error::NotFloat { .. }) => refused(reasons::MODEL_INVALID, message),
+        E::Run { which: "candidate", source } => provider::failure_of(source, reasons::CANDIDATE_BROKEN),
+        E::Run { source, .. } => provider::failure_of(source, reasons::RUNTIME_FAILED),
+        E::Unfaithful { .. } => refused(reasons::CANDIDATE_BROKEN, message),
+    }
+}
+
+fn data_failure(error: &(dyn std::error::Error + 'static), message: &str) -> Failure {
+    match error.downcast_ref::<data::Error>() {
+        Some(data::Error::Disk { action, path, source }) => disk(action, path, source),
+        Some(data::Error::Binding { .. }) => refused(reasons::COLUMN_MISSING, message),
+        _ => refused(reasons::DATA_INVALID, message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use assayer_crds::stages::CalibrationMethod;
+
+    use super::*;
+
+    fn planned(calibration: Option<CalibrationMethod>) -> stages::Stage {
+        stages::Stage {
+            quantize: Some(stages::Quantize {
+                mode: QuantizeMode::Static,
+                weights: stages::WeightType::Int8,
+                activations: ActivationType::Int8,
+                granularity: stages::Granularity::PerTensor,
+                calibration,
+            }),
+        }
+    }
+
+    #[test]
+    fn stages_keep_their_settings() {
+        let percentile = CalibrationMethod { method: CalibrationKind::Percentile, percentile: Some("99.9".into()) };
+        let Stage::Quantize(quantize) = stage(&planned(Some(percentile))).unwrap();
+        assert_eq!(quantize.calibration, Method::Percentile(99.9));
+        assert_eq!((quantize.mode, quantize.granularity), (Mode::Static, Granularity::PerTensor));
+        let Stage::Quantize(quantize) = stage(&planned(None)).unwrap();
+        assert_eq!(quantize.calibration, Method::MinMax);
+    }
+
+    #[test]
+    fn stages_that_say_nothing_are_refused() {
+        assert_eq!(stage(&stages::Stage { quantize: None }).unwrap_err().reason, reasons::PLAN_INVALID);
+        let odd = CalibrationMethod { method: CalibrationKind::Percentile, percentile: Some("many".into()) };
+        assert!(stage(&planned(Some(odd))).unwrap_err().message.contains("percentile"));
+    }
+
+    #[test]
+    fn a_stage_without_effect_is_refused_as_such() {
+        let error = optimize::Error::Pass(passes::Error::NoEffect { pass: "quantize", why: "no Conv".into() });
+        assert_eq!(failure(&error).reason, reasons::NO_EFFECT);
+        assert_eq!(failure(&optimize::Error::NoSample).reason, reasons::DATA_EMPTY);
+    }
+}

@@ -1,0 +1,115 @@
+//! `stage`: fetches models and data by digest, checks them, and splits inputs from labels.
+//!
+//! Has the credentials for pulling and sees everything, so it never loads a model. What it leaves for the others is
+//! complete or not there.
+
+use std::path::Path;
+
+use assayer_crds::contract::{MakePlan, MeasurePlan, ModelSource};
+
+use super::block_on;
+use crate::data::{self, Fingerprints, Split};
+use crate::deadline::Start;
+use crate::failure::{Failure, Result, disk};
+use crate::layout::{Layout, clear, write_note};
+use crate::score::{STAGED, StagedModel, StagedModels};
+use crate::storage::{self, Access, Error, Fetched};
+
+/// Where data sets lie until they are split.
+const SCRATCH: &str = "fetched";
+
+/// Stages a make job: the baseline, and calibration rows without labels.
+pub(super) fn make(plan: &MakePlan, layout: &Layout, access: &Access) -> Result<()> {
+    let start = Start::now();
+    let inputs = layout.inputs();
+    clear(&inputs)?;
+    model(&plan.baseline, "baseline", &layout.baseline(), layout, access)?;
+    if let Some(calibration) = &plan.calibration {
+        let into = inputs.as_path();
+        let rows = with_data(&calibration.uri, into, layout, access, |parquet| {
+            let most = Some(u64::from(calibration.samples));
+            data::split(parquet, &Split { inputs: &plan.inputs, label: None, most, forbidden: None, into })
+        })
+        .map_err(|failure| about("data.calibration", failure))?;
+        tracing::info!(rows, "calibration data is staged");
+    }
+    start.leave(&inputs)
+}
+
+/// Stages a measure job: both models, evaluation inputs for `run` and labels for `score`.
+pub(super) fn measure(plan: &MeasurePlan, layout: &Layout, access: &Access) -> Result<()> {
+    let start = Start::now();
+    let (inputs, labels) = (layout.inputs(), layout.labels());
+    clear(&inputs)?;
+    clear(&labels)?;
+    let baseline = model(&plan.baseline, "baseline", &layout.baseline(), layout, access)?;
+    let candidate = plan.candidate.as_ref();
+    let candidate = candidate.map(|source| model(source, "candidate", &layout.candidate(), layout, access)).transpose()?;
+    // Data with labels is never put into a folder that `run` sees, not even for a moment.
+    let forbidden: Option<Fingerprints> = match &plan.disjoint_from {
+        Some(uri) => {
+            let found = with_data(uri, &labels, layout, access, |parquet| data::fingerprints(parquet, &plan.inputs));
+            Some(found.map_err(|failure| about("data.calibration", failure))?)
+        }
+        None => None,
+    };
+    let rows = with_data(&plan.evaluation, &labels, layout, access, |parquet| {
+        let split = Split {
+            inputs: &plan.inputs,
+            label: Some((&plan.label, &labels)),
+            most: None,
+            forbidden: forbidden.as_ref(),
+            into: &inputs,
+        };
+        data::split(parquet, &split)
+    })
+    .map_err(|failure| about("data.evaluation", failure))?;
+    tracing::info!(rows, "evaluation data is staged");
+    write_note(&labels.join(STAGED), &StagedModels { baseline, candidate, rows })?;
+    start.leave(&labels)?;
+    start.leave(&inputs)
+}
+
+/// Fetches a model and checks that it is the one that was asked for.
+fn model(source: &ModelSource, name: &str, into: &Path, layout: &Layout, access: &Access) -> Result<StagedModel> {
+    clear(into)?;
+    let fetched = fetch(&source.uri, into, layout, access).map_err(|failure| about(name, failure))?;
+    storage::single(into, "onnx", &fetched.files, &source.uri).map_err(|error| about(name, error.into()))?;
+    if let Some(expected) = source.model_digest.as_ref().filter(|expected| **expected != fetched.model_digest) {
+        let mismatch = Error::DigestMismatch {
+            what: format!("model digest of the {name}, {}", source.uri),
+            expected: expected.to_string(),
+            actual: fetched.model_digest.to_string(),
+        };
+        return Err(mismatch.into());
+    }
+    let bytes = fetched.files.iter().map(|file| file.size).sum();
+    tracing::info!(name, digest = %fetched.model_digest, bytes, "model is staged");
+    Ok(StagedModel { model_digest: fetched.model_digest, files: fetched.files.len() as u64, bytes })
+}
+
+/// Fetches a data set into a folder inside `beside`, reads it and removes it again.
+fn with_data<T>(
+    uri: &str,
+    beside: &Path,
+    layout: &Layout,
+    access: &Access,
+    read: impl FnOnce(&Path) -> Result<T, Failure>,
+) -> Result<T> {
+    let scratch = beside.join(SCRATCH);
+    clear(&scratch)?;
+    let fetched = fetch(uri, &scratch, layout, access)?;
+    let parquet = storage::single(&scratch, "parquet", &fetched.files, uri)?;
+    let result = read(&parquet);
+    std::fs::remove_dir_all(&scratch).map_err(|error| disk("remove", &scratch, &error))?;
+    result
+}
+
+fn fetch(uri: &str, into: &Path, layout: &Layout, access: &Access) -> Result<Fetched> {
+    block_on(storage::fetch(uri, into, layout.is_local(), access))
+}
+
+/// Says which field of the plan a failure is about.
+fn about(what: &str, failure: Failure) -> Failure {
+    crate::failure::failure(failure.class, &failure.reason, format!("{what}: {}", failure.message))
+}

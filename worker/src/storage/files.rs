@@ -1,0 +1,114 @@
+//! The files of a model or data set in a folder: listed, hashed, and the one that matters found.
+//!
+//! Decides which single file is the model or the data set. Never follows links.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use assayer_crds::digest::{Digest, ModelFile};
+use sha2::{Digest as _, Sha256};
+
+use super::Error;
+use super::unpack::Limits;
+
+/// Sorted, hashed files under `folder`, by their path inside it. Links and special files are refused.
+pub fn list(folder: &Path, limits: Limits) -> Result<Vec<ModelFile>, Error> {
+    let mut files = Vec::new();
+    walk(folder, "", 0, limits, &mut files)?;
+    files.sort();
+    Ok(files)
+}
+
+fn walk(folder: &Path, prefix: &str, depth: usize, limits: Limits, files: &mut Vec<ModelFile>) -> Result<(), Error> {
+    let refused = |path: &Path, reason: String| Error::Refused { uri: path.display().to_string(), reason };
+    if depth > limits.depth {
+        return Err(refused(folder, format!("more than {} folders deep", limits.depth)));
+    }
+    for entry in std::fs::read_dir(folder).map_err(Error::disk("list", folder))? {
+        let entry = entry.map_err(Error::disk("list", folder))?;
+        let path = entry.path();
+        let name = entry.file_name().into_string().map_err(|_| refused(&path, "its name is not UTF-8".into()))?;
+        let inside = format!("{prefix}{name}");
+        let kind = entry.file_type().map_err(Error::disk("inspect", &path))?;
+        if kind.is_dir() {
+            walk(&path, &format!("{inside}/"), depth + 1, limits, files)?;
+        } else if kind.is_file() {
+            if files.len() >= limits.files {
+                return Err(refused(folder, format!("more than {} files", limits.files)));
+            }
+            files.push(hash(&path, inside)?);
+        } else {
+            return Err(refused(&path, "it is no regular file: copy what it points to".into()));
+        }
+    }
+    Ok(())
+}
+
+/// Size and digest of one file, under the name that it has inside an artifact.
+pub(super) fn hash(path: &Path, inside: String) -> Result<ModelFile, Error> {
+    let mut file = File::open(path).map_err(Error::disk("open", path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 256 * 1024];
+    let mut size = 0;
+    loop {
+        let read = file.read(&mut buffer).map_err(Error::disk("read", path))?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&buffer[..read]);
+        size += read as u64;
+    }
+    Ok(ModelFile { path: inside, size, sha256: Digest::from_hash(hash.finalize().into()) })
+}
+
+/// The single file with `extension` at the top of `folder`.
+pub fn single(folder: &Path, extension: &str, files: &[ModelFile], uri: &str) -> Result<PathBuf, Error> {
+    let wanted = format!(".{extension}");
+    let named: Vec<&str> = files
+        .iter()
+        .map(|file| file.path.as_str())
+        .filter(|path| !path.contains('/') && path.ends_with(&wanted) && path.len() > wanted.len())
+        .collect();
+    match named[..] {
+        [one] => Ok(folder.join(one)),
+        [] => Err(Error::Refused {
+            uri: uri.to_owned(),
+            reason: format!("it holds no *{wanted} file at its top level: put exactly one there"),
+        }),
+        _ => Err(Error::Refused {
+            uri: uri.to_owned(),
+            reason: format!("it holds {} *{wanted} files at its top level ({}): put exactly one there", named.len(), crate::failure::cut(&named.join(", "), 200)),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_sorted_and_hashed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("b")).unwrap();
+        std::fs::write(folder.path().join("b/c"), "1").unwrap();
+        std::fs::write(folder.path().join("model.onnx"), "22").unwrap();
+        let files = list(folder.path(), Limits::default()).unwrap();
+        let seen: Vec<_> = files.iter().map(|file| (file.path.as_str(), file.size)).collect();
+        assert_eq!(seen, [("b/c", 1), ("model.onnx", 2)]);
+        assert_eq!(files[1].sha256, Digest::of(b"22"));
+        assert_eq!(single(folder.path(), "onnx", &files, "u").unwrap(), folder.path().join("model.onnx"));
+        assert!(single(folder.path(), "parquet", &files, "u").unwrap_err().to_string().contains("no *.parquet"));
+    }
+
+    #[test]
+    fn links_and_twins_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.onnx"), "").unwrap();
+        std::fs::write(folder.path().join("b.onnx"), "").unwrap();
+        let files = list(folder.path(), Limits::default()).unwrap();
+        assert!(single(folder.path(), "onnx", &files, "u").unwrap_err().to_string().contains("2 *.onnx files"));
+        std::os::unix::fs::symlink("/etc/passwd", folder.path().join("c.onnx")).unwrap();
+        assert!(list(folder.path(), Limits::default()).unwrap_err().to_string().contains("no regular file"));
+    }
+}

@@ -1,0 +1,169 @@
+//! Models and data sets in registries and folders: fetched by digest, published by digest.
+//!
+//! Decides what is fetched and what an artifact must hold. Bytes are checked before anybody reads them; nothing that was
+//! only partly fetched stays. Models are never parsed here.
+
+mod classify;
+mod credentials;
+mod error;
+mod files;
+mod pack;
+mod registry;
+mod unpack;
+mod uri;
+
+use std::path::{Path, PathBuf};
+
+use assayer_crds::digest::{Digest, ModelFile, model_digest};
+
+pub use self::credentials::Credentials;
+pub use self::error::Error;
+pub use self::files::{list, single};
+pub use self::pack::{Packed, file as pack_file, folder as pack_folder};
+pub use self::registry::Access;
+pub use self::unpack::Limits;
+pub use self::uri::{Location, Source};
+
+/// What was fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Digest of the manifest; none for local paths.
+    pub artifact_digest: Option<Digest>,
+    /// The files, sorted.
+    pub files: Vec<ModelFile>,
+    /// Digest over the files.
+    pub model_digest: Digest,
+}
+
+/// What was published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// `oci://host/repository@sha256:…`.
+    pub uri: String,
+    /// The tag that keeps it from being collected.
+    pub tag: String,
+    /// Digest of the manifest.
+    pub artifact_digest: Digest,
+    /// Digest over the files.
+    pub model_digest: Digest,
+    /// The files, sorted.
+    pub files: Vec<ModelFile>,
+}
+
+/// Fetches an artifact, or copies a local file or folder where `local` allows it, into the empty folder `into`.
+pub async fn fetch(uri: &str, into: &Path, local: bool, access: &Access) -> Result<Fetched, Error> {
+    let limits = Limits::default();
+    let (artifact_digest, files) = match Source::parse(uri, local)? {
+        Source::Artifact(location, digest) => {
+            let files = registry::Repository::open(&location, access).await?.pull(&digest, into, limits).await?;
+            (Some(digest), files)
+        }
+        Source::Path(path) => {
+            copy(&path, into, limits)?;
+            (None, files::list(into, limits)?)
+        }
+    };
+    let model_digest = model_digest(&files);
+    Ok(Fetched { artifact_digest, files, model_digest })
+}
+
+/// Publishes a packed artifact under `tag` and reads its manifest back.
+pub async fn push(packed: &Packed, location: &Location, tag: &str, access: &Access) -> Result<Pushed, Error> {
+    check_tag(tag)?;
+    registry::Repository::open(location, access).await?.push(packed, tag).await?;
+    Ok(Pushed {
+        uri: location.at(&packed.artifact_digest),
+        tag: tag.to_owned(),
+        artifact_digest: packed.artifact_digest.clone(),
+        model_digest: packed.model_digest.clone(),
+        files: packed.files.clone(),
+    })
+}
+
+/// Packs a file or folder.
+pub fn pack(path: &Path) -> Result<Packed, Error> {
+    if path.is_dir() { pack_folder(path) } else { pack_file(path) }
+}
+
+/// The digest that `oci://host/repository:tag` names now.
+pub async fn resolve(location: &Location, access: &Access) -> Result<Digest, Error> {
+    if let Some(digest) = &location.digest {
+        return Ok(digest.clone());
+    }
+    let tag = location.tag.as_deref().unwrap_or("latest");
+    registry::Repository::open(location, access).await?.resolve(tag).await
+}
+
+/// The tag of a published candidate: it keeps registries from collecting it.
+pub fn candidate_tag(candidate: &str, model_digest: &Digest) -> String {
+    format!("assayer-{candidate}-{}", model_digest.short(12))
+}
+
+fn check_tag(tag: &str) -> Result<(), Error> {
+    let first = tag.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let rest = tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+    if first && rest && tag.len() <= 128 {
+        return Ok(());
+    }
+    Err(Error::Uri {
+        uri: crate::failure::cut(tag, 140),
+        reason: "a tag is at most 128 letters, digits, `_`, `.` and `-`, not starting with `.` or `-`".into(),
+    })
+}
+
+/// Copies a file under its name, or a folder's files.
+fn copy(from: &Path, into: &Path, limits: Limits) -> Result<(), Error> {
+    let uri = || from.display().to_string();
+    let metadata = std::fs::metadata(from).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::NotFound { uri: uri(), reason: "no such file or folder".into() },
+        _ => Error::disk("read", from)(error),
+    })?;
+    let named: Vec<(PathBuf, String)> = if metadata.is_dir() {
+        let files = files::list(from, limits)?;
+        files.into_iter().map(|file| (from.join(&file.path), file.path)).collect()
+    } else {
+        let name = from.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        vec![(from.to_owned(), name.to_owned())]
+    };
+    for (source, inside) in named {
+        let inside = unpack::relative(inside.as_bytes())
+            .map_err(|why| Error::Refused { uri: uri(), reason: format!("the name `{inside}` {why}") })?;
+        let target = into.join(inside);
+        if let Some(parent) = target.parent() {
+            std::fs::create_dir_all(parent).map_err(Error::disk("create", parent))?;
+        }
+        std::fs::copy(&source, &target).map_err(Error::disk("copy", &source))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn local_files_and_folders_are_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model.onnx");
+        std::fs::write(&model, "m").unwrap();
+        let into = tempfile::tempdir().unwrap();
+        let fetched = fetch(model.to_str().unwrap(), into.path(), true, &Access::default()).await.unwrap();
+        assert_eq!(fetched.files[0].path, "model.onnx");
+        assert_eq!(fetched.model_digest, pack(&model).unwrap().model_digest);
+        let refused = fetch(model.to_str().unwrap(), into.path(), false, &Access::default()).await;
+        assert!(matches!(refused, Err(Error::Uri { .. })), "in a pod a path is refused");
+        let missing = fetch("/no/such", into.path(), true, &Access::default()).await;
+        assert!(matches!(missing, Err(Error::NotFound { .. })));
+    }
+
+    #[test]
+    fn tags_hold_the_candidate_and_its_digest() {
+        let digest = Digest::of(b"m");
+        let tag = candidate_tag("int8", &digest);
+        assert_eq!(tag, format!("assayer-int8-{}", &digest.hex()[..12]));
+        assert!(check_tag(&tag).is_ok());
+        for odd in ["", "-a", ".a", "a b", "a/b", &"a".repeat(129)] {
+            assert!(check_tag(odd).is_err(), "{odd}");
+        }
+    }
+}
