@@ -15,6 +15,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 
+pub(super) use failures::known;
+
 use super::observed::{Log, ObservedJob, ObservedPod};
 
 /// How long a finished pod's log may stay unreadable before the pod counts as lost.
@@ -140,7 +142,11 @@ fn ended(pod: &Pod) -> Option<End<'_>> {
             state,
         })
     }
-    let failed = inits.iter().chain(mains).filter_map(terminated).find(|end| end.state.exit_code != 0);
+    let failed = inits
+        .iter()
+        .chain(mains)
+        .filter_map(terminated)
+        .find(|end| end.state.exit_code != 0);
     failed.or_else(|| mains.last().and_then(terminated))
 }
 
