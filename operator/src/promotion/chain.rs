@@ -69,6 +69,9 @@ impl<'a> Reading<'a> {
     pub fn new(observed: &'a Observed, now: Timestamp) -> Self {
         let verified = gates::about(observed);
         let demand = verified.as_ref().ok().map(|verified| {
+            if let Some(name) = observed.unreadable_policies.first() {
+                return Err(format!("PromotionPolicy {name} can't be read by this version: correct it first"));
+            }
             let influences = &verified.statement.predicate.influences;
             policy::demand(&observed.policies, &observed.namespace_labels, influences)
         });
@@ -142,13 +145,18 @@ fn requested(observed: &Observed, verified: &Verified, demand: &Demand, now: Tim
 /// The first gate that is closed, with what the later ones have to say besides.
 pub fn first_closed(judged: &[(&'static Gate, Judged)]) -> Option<Problem> {
     let mut closed = judged.iter().filter_map(|(_, judged)| judged.as_ref().err());
-    let first = closed.next()?.clone();
-    let mut message = first.message.clone();
-    for other in closed.filter(|other| other.reason != PENDING && other.message != first.message) {
-        message.push_str("; also: ");
-        message.push_str(&other.message);
+    let first = closed.next()?;
+    let mut said = vec![first.message.as_str()];
+    for other in closed.filter(|other| other.reason != PENDING) {
+        if !said.contains(&other.message.as_str()) {
+            said.push(&other.message);
+        }
     }
-    Some(Problem { message, ..first })
+    let message = said.join("; also: ");
+    Some(Problem {
+        reason: first.reason,
+        message,
+    })
 }
 
 /// Writes the conditions that the gates fill: the first closed gate of each decides, else the last one that passes.

@@ -147,6 +147,8 @@ pub(crate) fn observed() -> Observed {
         promotion: promotion(),
         namespace_labels: [("kubernetes.io/metadata.name".to_owned(), "ml".to_owned())].into(),
         policies: vec![policy()],
+        unreadable_policies: Vec::new(),
+        unreadable_promotions: Vec::new(),
         optimization: Some(optimization()),
         evidence: EvidenceReading::Verified(Box::new(verified())),
         deployment: Some(deployment()),

@@ -362,6 +362,12 @@ pub fn target_ready(reading: &Reading<'_>) -> Judged {
 /// No other promotion changes the workload now, or this one began first.
 pub fn target_free(reading: &Reading<'_>) -> Judged {
     let name = &reading.observed.promotion.spec.target.workload.name;
+    if let Some(unreadable) = reading.observed.unreadable_promotions.first() {
+        return Err(closed(
+            reasons::TARGET_BUSY,
+            format!("ModelPromotion {unreadable} can't be read by this version, so nobody knows what it works on: correct or delete it"),
+        ));
+    }
     let mine = order(&reading.observed.promotion);
     let first = reading.observed.others.iter().find(|other| {
         let Some(attempt) = active(other) else { return false };

@@ -22,6 +22,8 @@ pub struct Observed {
     pub namespace_labels: BTreeMap<String, String>,
     /// Every policy of the cluster.
     pub policies: Vec<PromotionPolicy>,
+    /// Names of policies that can't be read: they may ask for anything.
+    pub unreadable_policies: Vec<String>,
     /// The optimization that it names.
     pub optimization: Option<ModelOptimization>,
     /// Evidence of the candidate that it names.
@@ -32,6 +34,8 @@ pub struct Observed {
     pub pods: Vec<Pod>,
     /// Other promotions with the same workload.
     pub others: Vec<ModelPromotion>,
+    /// Names of promotions in the namespace that can't be read: they may work on any workload.
+    pub unreadable_promotions: Vec<String>,
     /// Whether forged approvals are known to be refused.
     pub guard_in_force: bool,
 }
