@@ -9,6 +9,7 @@
     feature = "kube",
     allow(unreachable_pub, reason = "KubeSchema generates validation structs that trip it")
 )]
+#![allow(clippy::duplicated_attributes, reason = "printer columns repeat their keys")]
 
 pub mod contract;
 pub mod digest;
@@ -20,6 +21,8 @@ pub mod units;
 pub mod common;
 #[cfg(feature = "kube")]
 pub mod conditions;
+#[cfg(feature = "kube")]
+mod definition;
 #[cfg(feature = "kube")]
 pub mod optimization;
 #[cfg(feature = "kube")]
@@ -42,4 +45,7 @@ pub use promotion::{ModelPromotion, ModelPromotionSpec, ModelPromotionStatus};
 pub fn all() -> Vec<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> {
     use kube::CustomResourceExt as _;
     vec![ModelOptimization::crd(), ModelPromotion::crd(), PromotionPolicy::crd()]
+        .into_iter()
+        .map(definition::with_flowing_descriptions)
+        .collect()
 }

@@ -55,6 +55,10 @@ pub const ARTIFACT_DIGEST: &str = "assayer.dev/artifact-digest";
 /// Label that Kueue reads the queue from.
 pub const KUEUE_QUEUE: &str = "kueue.x-k8s.io/queue-name";
 
+/// Prefix of the config maps that keep accepted reports while a run goes on; the hash of the Job's name follows.
+pub const REPORT_PREFIX: &str = "assayer-report-";
+/// Key of the report's line in such a config map.
+pub const REPORT_KEY: &str = "report.json";
 /// Key of the DSSE envelope in an evidence config map.
 pub const EVIDENCE_KEY: &str = "evidence.dsse.json";
 /// Prefix of evidence config maps' names; 32 hex digits of the evidence digest follow.

@@ -106,7 +106,7 @@ pub struct Model {
 }
 
 /// CEL rule of an artifact that must be named by digest.
-pub const PINNED: &str = "self.matches('^oci://[a-zA-Z0-9.:_/-]+@sha256:[0-9a-f]{64}$')";
+pub const PINNED: &str = "self.matches('^oci://[a-zA-Z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+@sha256:[0-9a-f]{64}$')";
 const PINNED_MESSAGE: &str =
     "must be oci://registry/repository@sha256:<64 hex>: run `assayer pin -f FILE` to resolve tags and push local files";
 
@@ -138,7 +138,7 @@ pub struct Calibration {
     pub uri: String,
     /// Most rows that are used, from the first. Default 512.
     #[serde(default = "default_samples")]
-    #[schemars(range(min = 1, max = 65536))]
+    #[schemars(with = "i32", range(min = 1, max = 65536))]
     pub samples: u32,
 }
 
@@ -248,7 +248,7 @@ pub struct Candidate {
     "!has(self.max) || (self.metric in ['latencyP50', 'latencyP99'] ? self.max.matches('^[0-9]{1,9}([.][0-9]{1,6})?(us|ms|s|m|h|d)$') : self.max.matches('^[0-9]{1,15}([.][0-9]{1,6})?(k|M|G|T|Ki|Mi|Gi|Ti)?$'))",
     "max is a duration such as 5ms for latencies and a quantity such as 300Mi for peakMemory and artifactSize"))]
 #[x_kube(validation = (
-    "!has(self.environment) || !(self.metric in ['accuracy', 'artifactSize']) || self.metric == 'accuracy'",
+    "!has(self.environment) || self.metric != 'artifactSize'",
     "artifactSize is the same in every environment: remove environment"))]
 pub struct Gate {
     /// Name, used in status and Events.
@@ -274,7 +274,7 @@ pub struct Gate {
     pub max_ratio: Option<String>,
     /// Fewest observations (rows, runs) behind the number; with fewer the verdict is Inconclusive. Default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 10_000_000))]
+    #[schemars(with = "Option<i32>", range(min = 1, max = 10_000_000))]
     pub min_samples: Option<u32>,
     /// `Block` (default) refuses the candidate, `Warn` lets it through with a warning, `DryRun` only records.
     #[serde(default)]
@@ -335,7 +335,7 @@ pub struct Output {
     pub uri: String,
     /// Secret of type `kubernetes.io/dockerconfigjson` for pushing; only the publish container sees it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub push_secret: Option<String>,
 }
 
@@ -345,15 +345,15 @@ pub struct Output {
 pub struct Run {
     /// Secret of type `kubernetes.io/dockerconfigjson` for pulling models and data; only the stage container sees it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub pull_secret: Option<String>,
     /// Longest time of one worker pod. Default `1h`.
     #[serde(default = "default_deadline")]
-    #[schemars(length(max = 16), regex(pattern = r"^[0-9]{1,6}(s|m|h)$"))]
+    #[schemars(length(max = 16), regex(pattern = r"^[1-9][0-9]{0,5}(s|m|h)$"))]
     pub deadline: String,
     /// Further attempts after a failure that may pass (storage away, pod evicted). Default 2.
     #[serde(default = "default_retries")]
-    #[schemars(range(min = 0, max = 10))]
+    #[schemars(with = "i32", range(min = 0, max = 10))]
     pub retries: u32,
 }
 

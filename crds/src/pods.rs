@@ -62,6 +62,9 @@ pub struct ResourceQuantity(
 /// Requests and limits by resource name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = (
+    "!has(self.requests) || !has(self.limits) || self.requests.all(k, !(k in self.limits) || quantity(self.requests[k]).compareTo(quantity(self.limits[k])) <= 0)",
+    "a request can't exceed the limit of the same resource"))]
 pub struct Resources {
     /// What is reserved. Default: the limits.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -76,6 +79,15 @@ pub struct Resources {
 /// A tolerated taint, as in a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = (
+    "!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''",
+    "a toleration with operator: Exists has no value: remove value or set operator: Equal"))]
+#[x_kube(validation = (
+    "(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')",
+    "a toleration without a key needs operator: Exists"))]
+#[x_kube(validation = (
+    "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+    "tolerationSeconds is for effect: NoExecute"))]
 pub struct Toleration {
     /// Taint key; empty with operator `Exists` tolerates everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -59,7 +59,7 @@ pub struct Tier {
     pub approvals: Vec<RequiredApproval>,
     /// Oldest evidence that may be promoted. Default `30d`.
     #[serde(default = "default_age")]
-    #[schemars(length(max = 16), regex(pattern = r"^[0-9]{1,6}(m|h|d)$"))]
+    #[schemars(length(max = 16), regex(pattern = r"^[1-9][0-9]{0,5}(m|h|d)$"))]
     pub max_evidence_age: String,
 }
 
@@ -72,11 +72,11 @@ fn default_age() -> String {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequiredApproval {
     /// Role: a person needs the verb `approve` on `approvalroles.assayer.dev/<role>`.
-    #[schemars(length(min = 1, max = 50), regex(pattern = r"^[a-z0-9-]+$"))]
+    #[schemars(length(min = 1, max = 50), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub role: String,
     /// Distinct people. Default 1.
     #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 9))]
+    #[schemars(with = "i32", range(min = 1, max = 9))]
     pub count: u32,
 }
 

@@ -25,6 +25,9 @@ pub struct Stage {
 #[cfg_attr(feature = "kube", x_kube(validation = (
     "!has(self.calibration) || self.mode == 'Static'",
     "calibration is for mode Static; dynamic quantization measures ranges while it runs: remove calibration or set mode: Static")))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "self.mode == 'Static' || !has(self.activations) || self.activations == 'UInt8'",
+    "activations: Int8 is for mode Static; dynamic quantization makes UInt8: remove activations or set mode: Static")))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Quantize {
     /// `Dynamic` computes activation ranges at run time and needs no data; `Static` fixes them from calibration data.
@@ -98,7 +101,7 @@ pub struct CalibrationMethod {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "kube",
-        schemars(length(max = 16), regex(pattern = r"^(100|[5-9][0-9])(\.[0-9]{1,9})?$"))
+        schemars(length(max = 16), regex(pattern = r"^(100(\.0{1,9})?|[5-9][0-9](\.[0-9]{1,9})?)$"))
     )]
     pub percentile: Option<String>,
 }

@@ -1,0 +1,187 @@
+//! The optimization half: data, pinned manifests, phases as they pass, a rejected and a selected candidate.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use assayer_crds::ModelOptimization;
+use assayer_crds::optimization::CandidateStatus;
+use kube::Api;
+
+use super::world::{NAMESPACE, Person, World};
+use crate::{cache, example, images, process, progress::Progress};
+
+const WITHIN: Duration = Duration::from_secs(300);
+/// The optimization that is promoted, and the one whose model the server refuses.
+const OPTIMIZATION: &str = "magika-int8";
+const REEXPORT: &str = "magika-reexport";
+
+/// Manifests with digests in them.
+pub(super) struct Pinned {
+    manifests: Vec<String>,
+}
+
+/// How the optimization ended.
+pub(super) struct Optimized {
+    /// The candidate that passed every gate.
+    pub(super) selected: CandidateStatus,
+}
+
+/// The folder of the example's manifests.
+pub(super) fn example_file(name: &str) -> PathBuf {
+    cache::workspace().join("examples/magika").join(name)
+}
+
+/// Makes model and data, pushes them with `assayer pin --push`, and gives the pinned manifests.
+pub(super) fn publish_example(world: &World, progress: &Progress) -> Result<Pinned> {
+    example::ensure(&example::default_folder(), progress)?;
+    let assayer = images::program("assayer", progress)?;
+    for file in ["namespace.yaml", "rbac.yaml", "promotionpolicy.yaml"] {
+        let path = example_file(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        world.apply(Person::Admin, &text)?;
+    }
+    let [role, group] = ["--role=model-editor", "--group=interns"];
+    world.kubectl(Person::Admin, &["create", "rolebinding", "interns-edit", role, group])?;
+    let mut manifests = Vec::new();
+    for file in ["modeloptimization.yaml", "modeloptimization-reexport.yaml"] {
+        let step = progress.step(format!("assayer pin -f examples/magika/{file} --push"));
+        manifests.push(pin(&assayer, &example_file(file), world)?);
+        step.done("model and data are pushed, and named by digest");
+    }
+    Ok(Pinned { manifests })
+}
+
+fn pin(assayer: &Path, manifest: &Path, world: &World) -> Result<String> {
+    let mut command = Command::new(assayer);
+    command
+        .args(["pin", "-f"])
+        .arg(manifest)
+        .arg("--push")
+        .arg(format!("oci://{}/demo", world.registry.prefix));
+    if world.registry.plain_http {
+        command
+            .arg("--plain-http")
+            .arg(world.registry.prefix.split('/').next().unwrap_or_default());
+    }
+    process::read(&mut command)
+}
+
+/// Applies the optimizations as an editor and follows them to their end.
+pub(super) async fn watch(world: &World, pinned: &Pinned, progress: &Progress) -> Result<Optimized> {
+    for manifest in &pinned.manifests {
+        let said = world.apply(Person::Erin, manifest)?;
+        progress.say(&format!("{}: {}", Person::Erin.name(), said.trim()));
+    }
+    let api: Api<ModelOptimization> = Api::namespaced(world.client.clone(), NAMESPACE);
+    let main = follow(&api, OPTIMIZATION, progress).await?;
+    let selected_name = main
+        .status
+        .as_ref()
+        .and_then(|status| status.selected.clone())
+        .context("nothing was selected")?;
+    let candidates = main.status.map(|status| status.candidates).unwrap_or_default();
+    let (selected, rejected): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.name == selected_name);
+    let selected = selected
+        .into_iter()
+        .next()
+        .context("the selected candidate is not in status")?;
+    ensure!(
+        selected.name == "static-int8",
+        "{} was selected, not static-int8",
+        selected.name
+    );
+    ensure!(
+        selected.evidence.is_some() && selected.artifact.is_some(),
+        "the selected candidate has no evidence"
+    );
+    for candidate in &rejected {
+        say_rejected(candidate, progress)?;
+    }
+    for verdict in &selected.verdicts {
+        progress.say(&format!(
+            "{}: {} {}: {}",
+            selected.name, verdict.verdict, verdict.gate, verdict.message
+        ));
+    }
+    let reexport = follow(&api, REEXPORT, progress).await?;
+    ensure!(
+        reexport.status.is_some_and(|status| status.selected.is_some()),
+        "{REEXPORT} selected nothing"
+    );
+    Ok(Optimized { selected })
+}
+
+/// Dynamic INT8 is several times slower on the CPUs measured so far; where it is not, that is said.
+fn say_rejected(candidate: &CandidateStatus, progress: &Progress) -> Result<()> {
+    let failed: Vec<_> = candidate
+        .verdicts
+        .iter()
+        .filter(|verdict| verdict.verdict == "Failed")
+        .collect();
+    if failed.is_empty() {
+        ensure!(
+            candidate.state == "Passed",
+            "{} is {}: {}",
+            candidate.name,
+            candidate.state,
+            candidate.message
+        );
+        progress.say(&format!(
+            "{} passed every gate on this processor and was only not the fastest",
+            candidate.name
+        ));
+    }
+    for verdict in failed {
+        progress.say(&format!(
+            "{} rejected by {}: {}",
+            candidate.name, verdict.gate, verdict.message
+        ));
+    }
+    Ok(())
+}
+
+async fn follow(api: &Api<ModelOptimization>, name: &str, progress: &Progress) -> Result<ModelOptimization> {
+    let mut step = progress.step(format!("{name}: Pending"));
+    let mut phase = String::from("Pending");
+    let until = Instant::now() + WITHIN;
+    let mut messages = BTreeMap::new();
+    loop {
+        let found = api.get(name).await.with_context(|| format!("read {name}"))?;
+        if let Some(status) = &found.status {
+            let current = found.metadata.generation == status.observed_generation;
+            for work in status.work.iter().filter(|work| !work.message.is_empty()) {
+                if messages.insert(work.step.clone(), work.message.clone()).as_ref() != Some(&work.message) {
+                    progress.say(&format!("{name}: {} {}: {}", work.step, work.state, work.message));
+                }
+            }
+            if current && status.phase != phase && !status.phase.is_empty() {
+                step.done("");
+                phase.clone_from(&status.phase);
+                step = progress.step(format!("{name}: {phase}"));
+            }
+            if current && phase == "Succeeded" {
+                step.done(status.selected.as_deref().unwrap_or("nothing selected"));
+                return Ok(found);
+            }
+            if current && ["Rejected", "Failed"].contains(&phase.as_str()) {
+                let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
+                bail!(
+                    "{name} is {phase}: {}",
+                    ready.map_or("no condition", |ready| &ready.message)
+                );
+            }
+        }
+        ensure!(
+            Instant::now() < until,
+            "{name} was still {phase} after {} s",
+            WITHIN.as_secs()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

@@ -1,0 +1,121 @@
+//! `cargo xtask test`: everything that must hold before a change goes in, on a clean checkout of a bare machine. Decides
+//! what is run and in which order; never what counts as passed, which is each command's own exit status.
+
+use std::{process::Command, thread};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::{
+    cache,
+    cluster::{Prometheus, Registry},
+    progress::Progress,
+    tools::{debian, go, pypi},
+};
+
+/// One cargo command, with its output for the reader.
+struct Check {
+    name: &'static str,
+    arguments: &'static [&'static str],
+}
+
+const FORMAT: Check = Check {
+    name: "format",
+    arguments: &["fmt", "--all", "--check"],
+};
+const COMPILE: Check = Check {
+    name: "compile the tests",
+    arguments: &["test", "--workspace", "--no-run"],
+};
+const LINTS: Check = Check {
+    name: "lints",
+    arguments: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+};
+const TESTS: Check = Check {
+    name: "tests",
+    arguments: &["test", "--workspace", "--no-fail-fast"],
+};
+
+/// Gets what the tests need, then runs all checks, also after one has failed. An error names those that did.
+pub fn run(progress: &Progress) -> Result<()> {
+    // Cargo writes to the same terminal.
+    let progress = &progress.plain();
+    // Compiling and installing use different locks: both go on at once.
+    let (prerequisites, compiled) = thread::scope(|scope| {
+        let getting = scope.spawn(|| prerequisites(progress));
+        let compiled = COMPILE.run(progress);
+        let prerequisites = getting
+            .join()
+            .unwrap_or_else(|_| Err(anyhow!("getting prerequisites panicked")));
+        (prerequisites, compiled)
+    });
+    prerequisites.context("get what the tests need")?;
+    let mut failed = Vec::new();
+    for (check, result) in [
+        (&COMPILE, compiled),
+        (&FORMAT, FORMAT.run(progress)),
+        (&LINTS, LINTS.run(progress)),
+    ] {
+        note(check, result, progress, &mut failed);
+    }
+    // A test that does not compile is in the list already.
+    if !failed.contains(&COMPILE.name) {
+        note(&TESTS, TESTS.run(progress), progress, &mut failed);
+    }
+    if failed.is_empty() {
+        progress.say("all checks passed");
+        return Ok(());
+    }
+    bail!("failed: {}", failed.join(", "))
+}
+
+fn prerequisites(progress: &Progress) -> Result<()> {
+    debian::ensure(&debian::TO_BUILD, progress)?;
+    debian::ensure(&debian::TO_RUN_A_NODE, progress)?;
+    Registry::ensure(progress)?;
+    Prometheus::ensure(progress)?;
+    pypi::ensure(&pypi::ONNX_RUNTIME, progress)?;
+    pypi::ensure(&pypi::MAGIKA, progress)?;
+    go::ensure(&go::all().collect::<Vec<_>>(), progress)
+}
+
+fn note(check: &Check, result: Result<()>, progress: &Progress, failed: &mut Vec<&'static str>) {
+    if let Err(error) = result {
+        progress.say(&format!("{}: {error:#}", check.name));
+        failed.push(check.name);
+    }
+}
+
+impl Check {
+    fn run(&self, progress: &Progress) -> Result<()> {
+        let step = progress.step(self.name);
+        progress.say(&format!("     {} ...", self.name));
+        let status = cargo()?.args(self.arguments).status().context("run cargo")?;
+        if !status.success() {
+            bail!("`cargo {}` failed ({status})", self.arguments.join(" "));
+        }
+        step.done("");
+        Ok(())
+    }
+}
+
+/// Cargo in our source tree, as if we had not been started by cargo: what `cargo run` sets would rebuild crates that
+/// look at it.
+fn cargo() -> Result<Command> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(cache::workspace());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR" {
+            command.env_remove(name);
+        }
+    }
+    command.env(cache::CACHE_VARIABLE, cache::root()?);
+    command.env("ORT_DYLIB_PATH", pypi::onnx_runtime_path()?);
+    command.env("ASSAYER_ORT", pypi::onnx_runtime_path()?);
+    command.env("ASSAYER_MAGIKA", pypi::magika_model_path()?);
+    command.env("ASSAYER_CRANE", go::path("crane")?);
+    // No test may find somebody's real cluster by accident.
+    command.env_remove("KUBECONFIG");
+    // Snapshots are compared, never rewritten.
+    command.env("INSTA_UPDATE", "no");
+    Ok(command)
+}
