@@ -60,7 +60,10 @@ pub fn file(path: &Path) -> Result<Packed, Error> {
 }
 
 fn pack(folder: &Path, files: Vec<ModelFile>) -> Result<Packed, Error> {
-    let refused = |reason: String| Error::Refused { uri: folder.display().to_string(), reason };
+    let refused = |reason: String| Error::Refused {
+        uri: folder.display().to_string(),
+        reason,
+    };
     if files.is_empty() {
         return Err(refused("there is no file to publish".into()));
     }
@@ -129,7 +132,12 @@ enum State {
 
 impl Layer {
     fn new(folder: &Path, files: &[ModelFile]) -> Self {
-        Self { folder: folder.to_owned(), files: files.to_vec().into_iter(), state: State::Between }
+        let files = files.to_vec().into_iter();
+        Self {
+            folder: folder.to_owned(),
+            files,
+            state: State::Between,
+        }
     }
 
     fn step(&mut self) -> io::Result<Option<Bytes>> {
@@ -143,7 +151,11 @@ impl Layer {
                     };
                     let file = File::open(self.folder.join(&next.path))?;
                     let padding = (BLOCK - next.size % BLOCK) % BLOCK;
-                    self.state = State::Inside { file, left: next.size, padding };
+                    self.state = State::Inside {
+                        file,
+                        left: next.size,
+                        padding,
+                    };
                     return Ok(Some(Bytes::copy_from_slice(header(&next)?.as_bytes())));
                 }
                 State::Inside { left: 0, padding, .. } => self.state = State::Padding(*padding),
@@ -207,14 +219,25 @@ mod tests {
             }
         }
         let packed = super::folder(one.path()).unwrap();
-        assert_eq!(packed.artifact_digest, super::folder(two.path()).unwrap().artifact_digest);
+        assert_eq!(
+            packed.artifact_digest,
+            super::folder(two.path()).unwrap().artifact_digest
+        );
         let layer: Vec<u8> = packed.layer().flat_map(|chunk| chunk.unwrap()).collect();
-        assert_eq!((layer.len() as u64, Digest::of(&layer)), (packed.layer_bytes, packed.layer_digest.clone()));
+        assert_eq!(
+            (layer.len() as u64, Digest::of(&layer)),
+            (packed.layer_bytes, packed.layer_digest.clone())
+        );
         let out = tempfile::tempdir().unwrap();
-        Unpacker::new("u", out.path(), Limits::default()).layer(&layer[..], false).unwrap();
+        Unpacker::new("u", out.path(), Limits::default())
+            .layer(&layer[..], false)
+            .unwrap();
         assert_eq!(files::list(out.path(), Limits::default()).unwrap(), packed.files);
         std::fs::write(one.path().join("model.onnx"), "changed").unwrap();
-        assert_ne!(packed.artifact_digest, super::folder(one.path()).unwrap().artifact_digest);
+        assert_ne!(
+            packed.artifact_digest,
+            super::folder(one.path()).unwrap().artifact_digest
+        );
     }
 
     #[test]
@@ -224,6 +247,9 @@ mod tests {
         let packed = file(&folder.path().join("m.onnx")).unwrap();
         std::fs::write(folder.path().join("m.onnx"), "x").unwrap();
         assert!(packed.layer().any(|chunk| chunk.is_err()));
-        assert!(super::folder(tempfile::tempdir().unwrap().path()).is_err(), "nothing to publish");
+        assert!(
+            super::folder(tempfile::tempdir().unwrap().path()).is_err(),
+            "nothing to publish"
+        );
     }
 }
