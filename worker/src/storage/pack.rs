@@ -3,6 +3,7 @@
 //! Decides every byte of layer, config and manifest, so that equal files give equal digests everywhere. containerd mounts
 //! exactly this shape as a volume; raw and ModelPack-shaped artifacts it mounts as an empty folder. Sends nothing.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -119,7 +120,7 @@ impl Packed {
 /// The bytes of a layer, chunk by chunk.
 pub struct Layer {
     folder: PathBuf,
-    files: std::vec::IntoIter<ModelFile>,
+    files: VecDeque<ModelFile>,
     state: State,
 }
 
@@ -132,10 +133,9 @@ enum State {
 
 impl Layer {
     fn new(folder: &Path, files: &[ModelFile]) -> Self {
-        let files = files.to_vec().into_iter();
         Self {
             folder: folder.to_owned(),
-            files,
+            files: files.iter().cloned().collect(),
             state: State::Between,
         }
     }
@@ -145,7 +145,7 @@ impl Layer {
             match &mut self.state {
                 State::End => return Ok(None),
                 State::Between => {
-                    let Some(next) = self.files.next() else {
+                    let Some(next) = self.files.pop_front() else {
                         self.state = State::End;
                         return Ok(Some(Bytes::from_static(&[0; 1024])));
                     };
