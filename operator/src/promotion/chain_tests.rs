@@ -6,7 +6,7 @@ use assayer_crds::names::{REJECT, REJECTED_BY, RERUN};
 use assayer_crds::promotion::AttemptStatus;
 
 use super::*;
-use crate::promotion::fixtures::{approve, now, observed};
+use crate::promotion::fixtures::{approve, now, observed, revoke};
 use crate::promotion::observed::{DECIDING, EvidenceReading, PROGRESSING};
 
 /// Everything in place, and approved.
@@ -19,7 +19,12 @@ fn ready() -> Observed {
 
 fn closed(observed: &Observed) -> Vec<&'static str> {
     let reading = Reading::new(observed, now());
-    reading.judge().into_iter().filter_map(|(_, judged)| judged.err()).map(|problem| problem.reason).collect()
+    reading
+        .judge()
+        .into_iter()
+        .filter_map(|(_, judged)| judged.err())
+        .map(|problem| problem.reason)
+        .collect()
 }
 
 fn evidence(observed: &mut Observed) -> &mut assayer_crds::evidence::Statement {
@@ -61,54 +66,149 @@ fn all_gates_pass_when_everything_is_in_place() {
     assert_eq!(closed(&ready()), Vec::<&str>::new());
     let mut asked_again = ready();
     rolled_back(&mut asked_again);
-    asked_again.promotion.metadata.annotations.as_mut().unwrap().insert(RERUN.to_owned(), "1".to_owned());
+    asked_again
+        .promotion
+        .metadata
+        .annotations
+        .as_mut()
+        .unwrap()
+        .insert(RERUN.to_owned(), "1".to_owned());
     assert_eq!(closed(&asked_again), Vec::<&str>::new());
 }
 
-#[test]
-fn each_defect_closes_its_gate_and_names_the_phase() {
-    type Edit = fn(&mut Observed);
-    let cases: Vec<(Edit, &str, &str)> = vec![
-        (|o| o.optimization = None, reasons::SOURCE_NOT_FOUND, phase::PENDING),
-        (|o| o.optimization.as_mut().unwrap().status.as_mut().unwrap().phase = "Validating".into(), reasons::SOURCE_NOT_READY, phase::PENDING),
-        (|o| o.optimization.as_mut().unwrap().status.as_mut().unwrap().candidates[0].state = "Rejected".into(), reasons::GATES_FAILED, phase::REJECTED),
-        (|o| o.optimization.as_mut().unwrap().status.as_mut().unwrap().candidates[0].state = "Failed".into(), reasons::NO_CANDIDATE, phase::REJECTED),
-        (|o| o.evidence = EvidenceReading::NotRead, reasons::EVIDENCE_INVALID, phase::FAILED),
-        (|o| o.evidence = EvidenceReading::Invalid("no signature holds".into()), reasons::EVIDENCE_INVALID, phase::FAILED),
-        (|o| evidence(o).predicate.optimization.uid = "o-2".into(), reasons::EVIDENCE_INVALID, phase::FAILED),
-        (|o| evidence(o).predicate.optimization.generation = 1, reasons::EVIDENCE_INVALID, phase::FAILED),
-        (|o| evidence(o).predicate.optimization.namespace = "other".into(), reasons::EVIDENCE_INVALID, phase::FAILED),
-        (|o| evidence(o).predicate.candidate = "int4".into(), reasons::EVIDENCE_INVALID, phase::FAILED),
-        (|o| evidence(o).subject.clear(), reasons::EVIDENCE_INVALID, phase::FAILED),
-        (|o| evidence(o).predicate.made.uri = "oci://elsewhere".into(), reasons::EVIDENCE_INVALID, phase::FAILED),
-        (|o| evidence(o).predicate.recorded_at = "2026-11-21T12:00:00Z".into(), reasons::EVIDENCE_INVALID, phase::FAILED),
-        (|o| evidence(o).predicate.recorded_at = "yesterday".into(), reasons::EVIDENCE_INVALID, phase::FAILED),
-        (|o| evidence(o).predicate.recorded_at = "2026-10-20T12:00:00Z".into(), reasons::EVIDENCE_STALE, phase::REJECTED),
-        (|o| evidence(o).predicate.measured[0].measured.candidate.as_mut().unwrap().get_mut("latencyP99").unwrap().value = 9.0, reasons::GATES_FAILED, phase::REJECTED),
-        (|o| evidence(o).predicate.measured.clear(), reasons::GATES_INCONCLUSIVE, phase::REJECTED),
-        (|o| o.policies.clear(), reasons::NO_POLICY, phase::REJECTED),
-        (|o| o.unreadable_policies = vec!["odd".into()], reasons::NO_POLICY, phase::REJECTED),
-        (|o| o.guard_in_force = false, reasons::GUARD_DOWN, phase::VERIFYING),
-        (reject, reasons::REJECTED_BY_PEOPLE, phase::REJECTED),
-        (rolled_back, reasons::PREVIOUSLY_ROLLED_BACK, phase::ROLLED_BACK),
-        (|o| crate::promotion::fixtures::revoke(&mut o.promotion, "security"), reasons::APPROVAL_MISSING, phase::AWAITING_APPROVAL),
-        (|o| o.deployment = None, reasons::TARGET_NOT_FOUND, phase::PENDING),
-        (|o| o.deployment.as_mut().unwrap().spec.as_mut().unwrap().template.spec.as_mut().unwrap().volumes = None, reasons::TARGET_INVALID, phase::FAILED),
-        (|o| o.others = vec![at_work("p-2", PROGRESSING, "2026-11-20T11:59:00Z")], reasons::TARGET_BUSY, phase::PENDING),
-        (|o| o.others = vec![at_work("p-2", DECIDING, "2026-11-20T11:59:00Z")], reasons::TARGET_BUSY, phase::PENDING),
-        (|o| o.unreadable_promotions = vec!["odd".into()], reasons::TARGET_BUSY, phase::PENDING),
-    ];
-    for (index, (edit, reason, expected)) in cases.into_iter().enumerate() {
+type Edit = fn(&mut Observed);
+
+fn check(cases: &[(Edit, &str, &str)]) {
+    for (index, (edit, reason, expected)) in cases.iter().enumerate() {
         let mut observed = ready();
         edit(&mut observed);
         let found = closed(&observed);
-        assert_eq!(found.first(), Some(&reason), "case {index}: {found:?}");
-        assert_eq!(phase::of_closed_gate(reason), expected, "case {index}");
-        assert!(reasons::REASONS.iter().any(|known| known.name == reason));
+        assert_eq!(found.first(), Some(reason), "case {index}: {found:?}");
+        assert_eq!(phase::of_closed_gate(reason), *expected, "case {index}");
+        assert!(reasons::REASONS.iter().any(|known| known.name == *reason));
     }
-    let mut suspended = ready();
-    suspended.promotion.spec.suspend = true;
-    assert_eq!(closed(&suspended).first(), Some(&reasons::SUSPENDED));
+}
+
+fn optimization(observed: &mut Observed) -> &mut assayer_crds::ModelOptimizationStatus {
+    observed.optimization.as_mut().unwrap().status.as_mut().unwrap()
+}
+
+fn predicate(observed: &mut Observed) -> &mut assayer_crds::evidence::Evidence {
+    &mut evidence(observed).predicate
+}
+
+fn without_volumes(observed: &mut Observed) {
+    let spec = observed.deployment.as_mut().unwrap().spec.as_mut().unwrap();
+    spec.template.spec.as_mut().unwrap().volumes = None;
+}
+
+#[test]
+fn each_defect_of_source_and_evidence_closes_its_gate() {
+    use phase::{FAILED, PENDING, REJECTED};
+    use reasons::{EVIDENCE_INVALID, EVIDENCE_STALE, GATES_FAILED, GATES_INCONCLUSIVE, NO_CANDIDATE};
+    check(&[
+        (|o| o.optimization = None, reasons::SOURCE_NOT_FOUND, PENDING),
+        (
+            |o| optimization(o).phase = "Validating".into(),
+            reasons::SOURCE_NOT_READY,
+            PENDING,
+        ),
+        (
+            |o| optimization(o).candidates[0].state = "Rejected".into(),
+            GATES_FAILED,
+            REJECTED,
+        ),
+        (
+            |o| optimization(o).candidates[0].state = "Failed".into(),
+            NO_CANDIDATE,
+            REJECTED,
+        ),
+        (|o| o.evidence = EvidenceReading::NotRead, EVIDENCE_INVALID, FAILED),
+        (
+            |o| o.evidence = EvidenceReading::Invalid("no signature holds".into()),
+            EVIDENCE_INVALID,
+            FAILED,
+        ),
+        (
+            |o| predicate(o).optimization.uid = "o-2".into(),
+            EVIDENCE_INVALID,
+            FAILED,
+        ),
+        (|o| predicate(o).optimization.generation = 1, EVIDENCE_INVALID, FAILED),
+        (
+            |o| predicate(o).optimization.namespace = "other".into(),
+            EVIDENCE_INVALID,
+            FAILED,
+        ),
+        (|o| predicate(o).candidate = "int4".into(), EVIDENCE_INVALID, FAILED),
+        (|o| evidence(o).subject.clear(), EVIDENCE_INVALID, FAILED),
+        (
+            |o| predicate(o).made.uri = "oci://elsewhere".into(),
+            EVIDENCE_INVALID,
+            FAILED,
+        ),
+        (
+            |o| predicate(o).recorded_at = "2026-11-21T12:00:00Z".into(),
+            EVIDENCE_INVALID,
+            FAILED,
+        ),
+        (
+            |o| predicate(o).recorded_at = "yesterday".into(),
+            EVIDENCE_INVALID,
+            FAILED,
+        ),
+        (
+            |o| predicate(o).recorded_at = "2026-10-20T12:00:00Z".into(),
+            EVIDENCE_STALE,
+            REJECTED,
+        ),
+        (
+            |o| crate::promotion::fixtures::metric(predicate(o), "latencyP99").value = 9.0,
+            GATES_FAILED,
+            REJECTED,
+        ),
+        (|o| predicate(o).measured.clear(), GATES_INCONCLUSIVE, REJECTED),
+    ]);
+}
+
+#[test]
+fn each_defect_of_sign_off_and_target_closes_its_gate() {
+    use phase::{AWAITING_APPROVAL, FAILED, PENDING, REJECTED, ROLLED_BACK, VERIFYING};
+    check(&[
+        (|o| o.promotion.spec.suspend = true, reasons::SUSPENDED, PENDING),
+        (|o| o.policies.clear(), reasons::NO_POLICY, REJECTED),
+        (
+            |o| o.unreadable_policies = vec!["odd".into()],
+            reasons::NO_POLICY,
+            REJECTED,
+        ),
+        (|o| o.promotion.metadata.uid = None, reasons::INVALID_SPEC, FAILED),
+        (|o| o.guard_in_force = false, reasons::GUARD_DOWN, VERIFYING),
+        (reject, reasons::REJECTED_BY_PEOPLE, REJECTED),
+        (rolled_back, reasons::PREVIOUSLY_ROLLED_BACK, ROLLED_BACK),
+        (
+            |o| revoke(&mut o.promotion, "security"),
+            reasons::APPROVAL_MISSING,
+            AWAITING_APPROVAL,
+        ),
+        (|o| o.deployment = None, reasons::TARGET_NOT_FOUND, PENDING),
+        (without_volumes, reasons::TARGET_INVALID, FAILED),
+        (
+            |o| o.others = vec![at_work("p-2", PROGRESSING, "2026-11-20T11:59:00Z")],
+            reasons::TARGET_BUSY,
+            PENDING,
+        ),
+        (
+            |o| o.others = vec![at_work("p-2", DECIDING, "2026-11-20T11:59:00Z")],
+            reasons::TARGET_BUSY,
+            PENDING,
+        ),
+        (
+            |o| o.unreadable_promotions = vec!["odd".into()],
+            reasons::TARGET_BUSY,
+            PENDING,
+        ),
+    ]);
 }
 
 #[test]
@@ -119,13 +219,26 @@ fn every_closed_gate_is_reported() {
     let reading = Reading::new(&observed, now());
     let problem = first_closed(&reading.judge()).unwrap();
     assert_eq!(problem.reason, reasons::GUARD_DOWN);
-    for words in ["install them with the chart", "also: ", "kubectl annotate mpromo", "Deployment scanner does not exist"] {
-        assert!(problem.message.contains(words), "{} should say {words}", problem.message);
+    for words in [
+        "install them with the chart",
+        "also: ",
+        "kubectl annotate mpromo",
+        "Deployment scanner does not exist",
+    ] {
+        assert!(
+            problem.message.contains(words),
+            "{} should say {words}",
+            problem.message
+        );
     }
     let mut conditions = Conditions::new(&[], 1, now());
     fill(&mut conditions, &reading.judge());
     let list = conditions.into_list();
-    let status = |type_: &str| list.iter().find(|c| c.type_ == type_).map(|c| (c.status.as_str(), c.reason.as_str()));
+    let status = |type_: &str| {
+        list.iter()
+            .find(|c| c.type_ == type_)
+            .map(|c| (c.status.as_str(), c.reason.as_str()))
+    };
     assert_eq!(status(EVIDENCE_VERIFIED), Some(("True", reasons::VERIFIED)));
     assert_eq!(status(GATES_PASSED), Some(("True", reasons::GATES_HELD)));
     assert_eq!(status(APPROVED), Some(("False", reasons::GUARD_DOWN)));
@@ -163,7 +276,7 @@ fn a_rejection_is_not_believed_while_the_guard_is_down_and_is_remembered_after()
     let remembered = Reading::new(&observed, now()).rejected();
     assert_eq!(remembered[0].by, "carl (security)");
     // The annotation may go: the digest stays refused.
-    crate::promotion::fixtures::revoke(&mut observed.promotion, "security");
+    revoke(&mut observed.promotion, "security");
     observed.promotion.status.get_or_insert_default().rejected = remembered;
     assert!(closed(&observed).contains(&reasons::REJECTED_BY_PEOPLE));
 }

@@ -50,33 +50,60 @@ fn happening() -> impl Strategy<Value = Happening> {
 fn may_write(world: &World) -> bool {
     let promotion = &world.observed.promotion;
     let annotations = promotion.metadata.annotations.as_ref().unwrap();
-    let digest = promotion.status.as_ref().and_then(|status| status.request.as_ref()).map(|request| &request.digest);
+    let digest = promotion
+        .status
+        .as_ref()
+        .and_then(|status| status.request.as_ref())
+        .map(|request| &request.digest);
     world.observed.guard_in_force
         && matches!(world.observed.evidence, EvidenceReading::Verified(_))
         && !world.observed.policies.is_empty()
         && !promotion.spec.suspend
         && promotion.status.as_ref().and_then(|status| status.observed_generation) == promotion.metadata.generation
         && annotations.get(&format!("{APPROVE}security")) == digest
-        && annotations.get(&format!("{APPROVED_BY}security")).is_some_and(|user| user == "bob")
-        && promotion.status.as_ref().and_then(|s| s.attempt.as_ref()).is_some_and(|a| a.state == "Deciding")
+        && annotations
+            .get(&format!("{APPROVED_BY}security"))
+            .is_some_and(|user| user == "bob")
+        && promotion
+            .status
+            .as_ref()
+            .and_then(|s| s.attempt.as_ref())
+            .is_some_and(|a| a.state == "Deciding")
 }
 
 fn happen(world: &mut World, happening: &Happening) {
     match happening {
         Happening::Look => {
-            let going_back = world.observed.promotion.status.as_ref().and_then(|s| s.attempt.as_ref()).is_some_and(|a| a.state == "RollingBack");
+            let going_back = world
+                .observed
+                .promotion
+                .status
+                .as_ref()
+                .and_then(|s| s.attempt.as_ref())
+                .is_some_and(|a| a.state == "RollingBack");
             let may = may_write(world);
             let plan = world.plan();
-            assert!(plan.changes.is_empty() || may || going_back, "written although it may not:\n{}", world.transcript);
+            assert!(
+                plan.changes.is_empty() || may || going_back,
+                "written although it may not:\n{}",
+                world.transcript
+            );
             world.carry_out(&plan);
         }
         Happening::LoseStatus => {
             // A crash between the write on the workload and the status: the status stays as it was.
             let before = world.observed.promotion.status.clone();
             let may = may_write(world);
-            let going_back = before.as_ref().and_then(|s| s.attempt.as_ref()).is_some_and(|a| a.state == "RollingBack");
+            let going_back = before
+                .as_ref()
+                .and_then(|s| s.attempt.as_ref())
+                .is_some_and(|a| a.state == "RollingBack");
             let plan = world.plan();
-            assert!(plan.changes.is_empty() || may || going_back, "written although it may not:\n{}", world.transcript);
+            assert!(
+                plan.changes.is_empty() || may || going_back,
+                "written although it may not:\n{}",
+                world.transcript
+            );
             world.carry_out(&plan);
             world.observed.promotion.status = before;
         }
@@ -95,7 +122,9 @@ fn happen(world: &mut World, happening: &Happening) {
                 EvidenceReading::Invalid("no signature holds".into())
             };
         }
-        Happening::Policy(there) => world.observed.policies = if *there { vec![fixtures::policy()] } else { Vec::new() },
+        Happening::Policy(there) => {
+            world.observed.policies = if *there { vec![fixtures::policy()] } else { Vec::new() }
+        }
         Happening::Suspend(on) => {
             let promotion = &mut world.observed.promotion;
             if promotion.spec.suspend != *on {
@@ -106,7 +135,9 @@ fn happen(world: &mut World, happening: &Happening) {
         Happening::Complete => world.rollout_completes(),
         Happening::Stick => world.rollout_sticks(),
         Happening::ByHand(which) => {
-            let value = ["by-hand@sha256:0", "by-hand@sha256:1"].get(usize::from(*which)).copied();
+            let value = ["by-hand@sha256:0", "by-hand@sha256:1"]
+                .get(usize::from(*which))
+                .copied();
             world.set_reference(value, false);
         }
         Happening::Rerun(token) => world.annotate(RERUN, &token.to_string()),

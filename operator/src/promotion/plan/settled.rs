@@ -133,7 +133,10 @@ fn describe(draft: &mut Draft<'_>, reading: &Reading<'_>, attempt: &AttemptStatu
 /// The attempt was complete: is the model still there?
 fn delivered(draft: &mut Draft<'_>, attempt: &AttemptStatus) {
     let name = draft.observed.promotion.spec.target.workload.name.clone();
-    let delivery = attempt.delivery.as_ref().unwrap_or(&draft.observed.promotion.spec.target.delivery);
+    let delivery = attempt
+        .delivery
+        .as_ref()
+        .unwrap_or(&draft.observed.promotion.spec.target.delivery);
     match place(draft.observed, delivery, &attempt.artifact.uri) {
         Place::There => {
             if draft

@@ -31,7 +31,10 @@ fn from_request_to_live() {
     assert!(world.writes.is_empty());
     world.approve();
     let decided = world.step();
-    assert!(decided.changes.is_empty() && decided.next == Next::Now, "the decision is recorded first, and then at once acted upon");
+    assert!(
+        decided.changes.is_empty() && decided.next == Next::Now,
+        "the decision is recorded first, and then at once acted upon"
+    );
     assert_eq!(status(&world).attempt.as_ref().unwrap().state, "Deciding");
     world.settle();
     assert_eq!(world.writes, [fixtures::reference()]);
@@ -40,7 +43,14 @@ fn from_request_to_live() {
     world.settle();
     assert_eq!(world.phase(), phase::LIVE);
     let live = status(&world).live.clone().unwrap();
-    assert_eq!((live.approvals[0].user.as_str(), live.ticket.as_str(), live.tier.as_str()), ("bob", "CHG-4711", "high"));
+    assert_eq!(
+        (
+            live.approvals[0].user.as_str(),
+            live.ticket.as_str(),
+            live.tier.as_str()
+        ),
+        ("bob", "CHG-4711", "high")
+    );
     assert_eq!(live.artifact.artifact_digest, fixtures::artifact().to_string());
     assert_eq!(world.writes.len(), 1);
     insta::assert_snapshot!(world.transcript);
@@ -58,7 +68,10 @@ fn a_rollout_that_sticks_goes_back_to_the_former_model() {
     assert_eq!(world.writes, [fixtures::reference(), FORMER.to_owned()]);
     world.rollout_completes();
     world.settle();
-    assert_eq!((world.phase(), world.reason("Ready")), (phase::ROLLED_BACK, reasons::ROLLED_BACK));
+    assert_eq!(
+        (world.phase(), world.reason("Ready")),
+        (phase::ROLLED_BACK, reasons::ROLLED_BACK)
+    );
     let attempt = status(&world).attempt.clone().unwrap();
     assert!(attempt.message.contains("no approval on record"), "{}", attempt.message);
     assert_eq!(status(&world).rolled_back[0].digest, fixtures::artifact().to_string());
@@ -69,7 +82,10 @@ fn a_rollout_that_sticks_goes_back_to_the_former_model() {
     world.settle();
     world.approve();
     world.settle();
-    assert_eq!((world.phase(), world.reason("Ready")), (phase::ROLLED_BACK, reasons::PREVIOUSLY_ROLLED_BACK));
+    assert_eq!(
+        (world.phase(), world.reason("Ready")),
+        (phase::ROLLED_BACK, reasons::PREVIOUSLY_ROLLED_BACK)
+    );
     assert_eq!(world.writes.len(), 2);
 
     // Unless somebody asks.
@@ -88,7 +104,10 @@ fn with_no_former_model_it_stops_and_reports() {
     world.settle();
     world.rollout_sticks();
     world.settle();
-    assert_eq!((world.phase(), world.reason("Ready")), (phase::FAILED, reasons::NOTHING_TO_RESTORE));
+    assert_eq!(
+        (world.phase(), world.reason("Ready")),
+        (phase::FAILED, reasons::NOTHING_TO_RESTORE)
+    );
     assert_eq!(world.writes.len(), 1);
     assert!(status(&world).live.is_none());
 }
@@ -104,7 +123,10 @@ fn a_rollback_that_sticks_too_is_a_failure() {
     world.settle();
     world.rollout_sticks();
     world.settle();
-    assert_eq!((world.phase(), world.reason("Ready")), (phase::FAILED, reasons::ROLLOUT_FAILED));
+    assert_eq!(
+        (world.phase(), world.reason("Ready")),
+        (phase::FAILED, reasons::ROLLOUT_FAILED)
+    );
 }
 
 #[test]
@@ -131,11 +153,15 @@ fn a_failed_attempt_leaves_the_live_model_in_the_status() {
 /// The optimization has finished again and selects an artifact of another digest.
 fn other_artifact(world: &mut World) {
     let other = assayer_crds::digest::Digest::of(b"another artifact");
-    let EvidenceReading::Verified(verified) = &mut world.observed.evidence else { panic!("no evidence") };
+    let EvidenceReading::Verified(verified) = &mut world.observed.evidence else {
+        panic!("no evidence")
+    };
     let made = &mut verified.statement.predicate.made;
     made.uri = made.uri.replace(made.artifact_digest.as_str(), other.as_str());
     made.artifact_digest = other.clone();
-    verified.statement.subject[1].digest.insert("sha256".into(), other.hex().to_owned());
+    verified.statement.subject[1]
+        .digest
+        .insert("sha256".into(), other.hex().to_owned());
     verified.digest = assayer_crds::digest::Digest::of_canonical(&verified.statement).unwrap();
     let optimization = world.observed.optimization.as_mut().unwrap();
     let candidate = &mut optimization.status.as_mut().unwrap().candidates[0];
@@ -160,9 +186,15 @@ fn after_decision(edit: impl FnOnce(&mut World)) -> (World, Plan) {
 fn whatever_closes_between_decision_and_write_prevents_the_write() {
     type Edit = fn(&mut World);
     let cases: [(Edit, &str); 9] = [
-        (|w| fixtures::revoke(&mut w.observed.promotion, "security"), reasons::APPROVAL_MISSING),
+        (
+            |w| fixtures::revoke(&mut w.observed.promotion, "security"),
+            reasons::APPROVAL_MISSING,
+        ),
         (|w| w.observed.guard_in_force = false, reasons::GUARD_DOWN),
-        (|w| w.observed.evidence = EvidenceReading::Invalid("gone".into()), reasons::EVIDENCE_INVALID),
+        (
+            |w| w.observed.evidence = EvidenceReading::Invalid("gone".into()),
+            reasons::EVIDENCE_INVALID,
+        ),
         (|w| w.observed.policies.clear(), reasons::NO_POLICY),
         (|w| w.edit("CHG-2"), reasons::APPROVAL_MISSING),
         (|w| w.observed.promotion.spec.suspend = true, reasons::SUSPENDED),
@@ -175,7 +207,10 @@ fn whatever_closes_between_decision_and_write_prevents_the_write() {
         assert!(plan.changes.is_empty() && world.writes.is_empty(), "case {index}");
         assert_eq!(world.reason("Ready"), reason, "case {index}");
         assert!(status(&world).attempt.is_none(), "case {index}");
-        assert!(status(&world).history[0].message.contains("before the first write"), "case {index}");
+        assert!(
+            status(&world).history[0].message.contains("before the first write"),
+            "case {index}"
+        );
     }
 }
 
@@ -186,7 +221,10 @@ fn a_workload_that_changed_since_the_decision_is_decided_anew() {
     });
     assert!(plan.changes.is_empty());
     let attempt = status(&world).attempt.as_ref().unwrap();
-    assert_eq!((attempt.state.as_str(), attempt.former_value.as_deref()), ("Deciding", Some(FORMER)));
+    assert_eq!(
+        (attempt.state.as_str(), attempt.former_value.as_deref()),
+        ("Deciding", Some(FORMER))
+    );
 }
 
 #[test]
@@ -226,10 +264,16 @@ fn a_spec_edited_during_the_rollout_waits_for_its_end() {
     world.settle();
     world.edit("CHG-2");
     world.settle();
-    assert_eq!((world.phase(), status(&world).observed_generation), (phase::PROGRESSING, Some(1)));
+    assert_eq!(
+        (world.phase(), status(&world).observed_generation),
+        (phase::PROGRESSING, Some(1))
+    );
     world.rollout_completes();
     world.settle();
-    assert_eq!((world.phase(), status(&world).observed_generation), (phase::AWAITING_APPROVAL, Some(2)));
+    assert_eq!(
+        (world.phase(), status(&world).observed_generation),
+        (phase::AWAITING_APPROVAL, Some(2))
+    );
     assert_eq!(status(&world).live.as_ref().unwrap().ticket, "CHG-4711");
     // Taken back: what was approved stands again.
     world.edit("CHG-4711");
@@ -246,7 +290,10 @@ fn a_changed_policy_or_lost_evidence_does_not_unsettle_what_is_live() {
     assert_eq!(world.phase(), phase::LIVE);
     world.observed.evidence = EvidenceReading::Invalid("gone".into());
     world.settle();
-    assert_eq!((world.phase(), world.reason("EvidenceVerified")), (phase::LIVE, reasons::EVIDENCE_INVALID));
+    assert_eq!(
+        (world.phase(), world.reason("EvidenceVerified")),
+        (phase::LIVE, reasons::EVIDENCE_INVALID)
+    );
     world.observed.optimization = None;
     world.settle();
     assert_eq!(world.phase(), phase::LIVE);
@@ -257,7 +304,10 @@ fn drift_is_reported_and_only_put_right_when_asked() {
     let mut world = World::live();
     world.set_reference(Some(FORMER), false);
     world.settle();
-    assert_eq!((world.phase(), world.reason("Ready")), (phase::FAILED, reasons::DRIFTED));
+    assert_eq!(
+        (world.phase(), world.reason("Ready")),
+        (phase::FAILED, reasons::DRIFTED)
+    );
     assert!(status(&world).live.is_none());
     assert_eq!(world.writes.len(), 1);
     world.annotate(RERUN, "1");
@@ -289,7 +339,10 @@ fn drift_during_a_rollout_is_never_overwritten() {
         let writes = world.writes.len();
         world.set_reference(Some("by-hand@sha256:1"), false);
         world.settle();
-        assert_eq!((world.phase(), world.reason("Ready")), (phase::FAILED, reasons::DRIFTED));
+        assert_eq!(
+            (world.phase(), world.reason("Ready")),
+            (phase::FAILED, reasons::DRIFTED)
+        );
         assert_eq!(world.writes.len(), writes);
     }
 }
@@ -302,7 +355,10 @@ fn a_deployment_that_goes_during_the_rollout_ends_it() {
     world.settle();
     world.observed.deployment = None;
     world.settle();
-    assert_eq!((world.phase(), world.reason("Ready")), (phase::FAILED, reasons::TARGET_NOT_FOUND));
+    assert_eq!(
+        (world.phase(), world.reason("Ready")),
+        (phase::FAILED, reasons::TARGET_NOT_FOUND)
+    );
 }
 
 #[test]
@@ -317,14 +373,21 @@ fn another_promotion_supersedes_this_one() {
     world.observed.others = vec![other];
     world.set_reference(Some(FORMER), true);
     world.settle();
-    assert_eq!(world.phase(), phase::LIVE, "while the other one is at it, nobody knows how it ends");
+    assert_eq!(
+        world.phase(),
+        phase::LIVE,
+        "while the other one is at it, nobody knows how it ends"
+    );
     let status_of_other = world.observed.others[0].status.as_mut().unwrap();
     status_of_other.attempt.as_mut().unwrap().state = "Complete".into();
     let mut live = LiveStatus::default();
     live.artifact.uri = format!("oci://{FORMER}");
     status_of_other.live = Some(live);
     world.settle();
-    assert_eq!((world.phase(), world.reason("Ready")), (phase::SUPERSEDED, reasons::SUPERSEDED));
+    assert_eq!(
+        (world.phase(), world.reason("Ready")),
+        (phase::SUPERSEDED, reasons::SUPERSEDED)
+    );
     assert!(status(&world).live.is_none());
     assert_eq!(world.writes.len(), 1);
 }
@@ -337,7 +400,10 @@ fn a_rejection_is_terminal_for_its_digest_only() {
     world.annotate("reject.assayer.dev/security", &digest);
     world.annotate("rejected-by.assayer.dev/security", "carl");
     world.settle();
-    assert_eq!((world.phase(), world.reason("Ready")), (phase::REJECTED, reasons::REJECTED_BY_PEOPLE));
+    assert_eq!(
+        (world.phase(), world.reason("Ready")),
+        (phase::REJECTED, reasons::REJECTED_BY_PEOPLE)
+    );
     fixtures::revoke(&mut world.observed.promotion, "security");
     world.approve();
     world.settle();
@@ -355,7 +421,11 @@ fn a_refused_approval_is_told_once() {
     let digest = world.request();
     fixtures::approve(&mut world.observed.promotion, "security", "alice", &digest);
     let told = world.step();
-    assert!(told.notes.iter().any(|note| note.reason == reasons::APPROVAL_REFUSED), "{:?}", told.notes);
+    assert!(
+        told.notes.iter().any(|note| note.reason == reasons::APPROVAL_REFUSED),
+        "{:?}",
+        told.notes
+    );
     assert!(world.step().notes.is_empty());
 }
 
@@ -366,7 +436,10 @@ fn suspension_and_deletion_start_nothing() {
     world.settle();
     world.approve();
     world.settle();
-    assert_eq!((world.phase(), world.reason("Ready")), (phase::PENDING, reasons::SUSPENDED));
+    assert_eq!(
+        (world.phase(), world.reason("Ready")),
+        (phase::PENDING, reasons::SUSPENDED)
+    );
     let mut world = World::new();
     world.settle();
     world.approve();

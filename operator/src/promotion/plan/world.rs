@@ -7,10 +7,10 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry};
 use serde_json::json;
 
-use crate::promotion::plan::{Change, Next, Plan, plan};
 use crate::promotion::chain::Reading;
 use crate::promotion::fixtures;
 use crate::promotion::observed::Observed;
+use crate::promotion::plan::{Change, Next, Plan, plan};
 use crate::status::violations;
 
 pub(super) struct World {
@@ -53,7 +53,10 @@ impl World {
         }
         for note in &plan.notes {
             let kind = if note.warning { "Warning" } else { "Normal" };
-            self.say(&format!("event {kind} {} {}: {}", note.reason, note.action, note.message));
+            self.say(&format!(
+                "event {kind} {} {}: {}",
+                note.reason, note.action, note.message
+            ));
         }
         if status.observed_generation.is_some() {
             let problems = violations(&status.conditions, status.observed_generation);
@@ -69,7 +72,11 @@ impl World {
             let before = self.observed.promotion.status.clone();
             let plan = self.step();
             if plan.changes.is_empty() && before == self.observed.promotion.status {
-                assert_ne!(plan.next, Next::Now, "asks for another look at once although nothing changed");
+                assert_ne!(
+                    plan.next,
+                    Next::Now,
+                    "asks for another look at once although nothing changed"
+                );
                 return;
             }
         }
@@ -90,7 +97,11 @@ impl World {
     }
 
     pub(super) fn phase(&self) -> &str {
-        self.observed.promotion.status.as_ref().map_or("", |status| status.phase.as_str())
+        self.observed
+            .promotion
+            .status
+            .as_ref()
+            .map_or("", |status| status.phase.as_str())
     }
 
     pub(super) fn reason(&self, type_: &str) -> &str {
