@@ -119,8 +119,10 @@ impl World {
     pub(super) fn edit(&mut self, ticket: &str) {
         self.say(&format!("alice changes the ticket to {ticket}"));
         let promotion = &mut self.observed.promotion;
-        ticket.clone_into(&mut promotion.spec.change.ticket);
-        promotion.metadata.generation = promotion.metadata.generation.map(|generation| generation + 1);
+        if promotion.spec.change.ticket != ticket {
+            ticket.clone_into(&mut promotion.spec.change.ticket);
+            promotion.metadata.generation = promotion.metadata.generation.map(|generation| generation + 1);
+        }
     }
 
     pub(super) fn annotate(&mut self, key: &str, value: &str) {
