@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(500);
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_mins(1);
 
 /// Failures in a row, by object.
 #[derive(Debug, Default)]

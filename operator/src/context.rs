@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use kube::runtime::events::{Recorder, Reporter};
 
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::error::Error;
 use crate::evidence::keys::SigningKey;
+use crate::health::Health;
+use crate::metrics::Metrics;
 
 /// Shared by all controllers of one process.
 pub struct Context {
@@ -26,6 +30,10 @@ pub struct Context {
     pub backoff: Backoff,
     /// Whether the admission guard was seen in force.
     pub guard: Guard,
+    /// Counts and durations of this process.
+    pub metrics: Metrics,
+    /// What runs, and whether it is stuck.
+    pub health: Health,
 }
 
 impl Context {
@@ -45,7 +53,24 @@ impl Context {
             key,
             backoff: Backoff::default(),
             guard,
+            metrics: Metrics::new(),
+            health: Health::default(),
         })
+    }
+
+    /// Runs one reconcile of `kind` `object`: times it, counts its failure, and lets `/healthz` see when it does not end.
+    pub async fn timed<T>(
+        &self,
+        kind: &'static str,
+        object: &str,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let started = Instant::now();
+        let running = self.health.begin(format!("{kind} {object}"), started);
+        let outcome = work.await;
+        drop(running);
+        self.metrics.reconciled(kind, started.elapsed(), outcome.as_ref().err());
+        outcome
     }
 }
 

@@ -1,0 +1,44 @@
+//! Clients of the API server: no retries of their own, bounded connects and silences, and writes behind the fence.
+
+use std::time::Duration;
+
+use axum::http::{HeaderValue, header};
+use kube::Config;
+use kube::client::ClientBuilder;
+
+use crate::leader::fence::Fence;
+
+/// Longest time to open a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longest silence in an answer. Watches are not that silent: the server sends bookmarks about every minute.
+const SILENCE: Duration = Duration::from_mins(3);
+const USER_AGENT: &str = concat!("assayer-operator/", env!("CARGO_PKG_VERSION"));
+
+/// Sets what every client of the operator has in common. Retries are off: each failure is read anew and decided anew.
+pub fn configure(mut config: Config) -> Config {
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(SILENCE);
+    config.write_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    config
+        .headers
+        .push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
+    config
+}
+
+/// A client for the lease alone.
+///
+/// # Errors
+/// When TLS or credentials can't be set up.
+pub fn plain(config: Config) -> kube::Result<kube::Client> {
+    Ok(ClientBuilder::try_from(config)?.build())
+}
+
+/// A client whose writes pass only while `fence` permits.
+///
+/// # Errors
+/// When TLS or credentials can't be set up.
+pub fn fenced(config: Config, fence: &Fence) -> kube::Result<kube::Client> {
+    Ok(ClientBuilder::try_from(config)?.with_layer(fence).build())
+}
