@@ -108,6 +108,8 @@ fn render(mut report: Report) -> Result<(Vec<u8>, Vec<u8>), Failure> {
         }
         line = canonical(&report).map_err(not_json)?;
     }
+    // A number that is not finite is written as null, which nobody can read back: that is no report.
+    serde_json::from_slice::<Report>(&line).map_err(not_json)?;
     let termination = canonical(&Termination {
         v: CONTRACT_VERSION,
         nonce: report.nonce,

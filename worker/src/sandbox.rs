@@ -91,7 +91,6 @@ const NEVER_WITH_A_MODEL: &[i64] = &[
     libc::SYS_rt_sigqueueinfo,
     libc::SYS_rt_tgsigqueueinfo,
     libc::SYS_pidfd_send_signal,
-    libc::SYS_prlimit64,
 ];
 
 /// `CLONE_NEW*`: namespaces of one's own.

@@ -8,7 +8,7 @@ use assayer_crds::contract::{Made, MakePlan, Runtime};
 
 use super::block_on;
 use super::optimize::{MODEL, NOTE, OptimizeNote};
-use crate::failure::{Result, bug, disk};
+use crate::failure::{Result, bug, disk, reasons, refused};
 use crate::layout::{Layout, clear, read_note};
 use crate::storage::{self, Access, Location, Packed, candidate_tag};
 
@@ -25,6 +25,10 @@ pub(super) fn publish(plan: &MakePlan, layout: &Layout, access: &Access) -> Resu
         folder.display().to_string()
     } else {
         let location = Location::parse(&plan.output)?;
+        if location.tag.is_some() || location.digest.is_some() {
+            let message = format!("output.uri `{}` names a tag or digest: name the repository only", plan.output);
+            return Err(refused(reasons::PLAN_INVALID, message));
+        }
         block_on(storage::push(&packed, &location, &tag, access))?.uri
     };
     tracing::info!(%uri, %tag, "candidate is published");

@@ -5,6 +5,7 @@
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
+use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::protocol::{Answer, Ask, Setup, hear, say};
@@ -30,6 +31,8 @@ pub fn serve(mut input: impl BufRead, mut out: impl Write) -> bool {
 
 fn serve_inner(input: &mut impl BufRead, out: &mut impl Write) -> Result<()> {
     let broken = |error: std::io::Error| bug(format!("the pipe to the measuring process broke: {error}"));
+    // Native code that hangs does not notice that nobody listens any more.
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| broken(error.into()))?;
     let Some(setup) = hear::<Setup>(input).map_err(broken)? else { return Ok(()) };
     let mut model = Loaded::open(&setup)?;
     let ready = Answer::Ready {
