@@ -143,7 +143,7 @@ impl Jobs {
         let layout = Layout::local(self.folder.path().join(format!("{name}-{attempt}")));
         let bytes = serde_json::to_vec(plan)?;
         self.furnish(&layout, &bytes)?;
-        let roles = plan.work.roles();
+        let roles = Role::sequence(&plan.work);
         let mut bounded = Duration::ZERO;
         for (index, role) in roles.iter().enumerate() {
             let ended = self.role(*role, &layout, cores).await?;
