@@ -83,27 +83,25 @@ pub(crate) async fn run(options: &Options, verbose: bool) -> Result<ExitCode> {
 }
 
 fn tell(options: &Options, place: &Place, outcome: &Outcome, recorded: &[Recorded]) -> ExitCode {
-    if options.json {
-        terminal::print(&format!("{:#}", verdicts::json(outcome, recorded, place)));
-    } else {
-        terminal::print(&verdicts::tables(outcome));
-    }
     if !recorded.is_empty() {
         let by = if options.key.is_some() { "" } else { " by a key made for this run, which is not kept" };
-        terminal::note(&format!("evidence of {} candidates is signed{by}: {}", recorded.len(), place.public().display()));
+        terminal::note(&format!("evidence of {} candidates is signed{by}; public key: {}", recorded.len(), place.public().display()));
     }
     for judged in outcome.candidates.iter().filter(|judged| judged.state != State::Passed) {
         terminal::note(&format!("{} {}: {}", judged.candidate.name, judged.state.as_str(), judged.message));
     }
+    let selected = match &outcome.selected {
+        Some(name) => format!("selected: {name}, in {}", place.of(name).display()),
+        None => "selected: none".to_owned(),
+    };
+    if options.json {
+        terminal::print(&format!("{:#}", verdicts::json(outcome, recorded, place)));
+    } else {
+        terminal::print(&format!("{}\n{selected}", verdicts::tables(outcome)));
+    }
     match &outcome.selected {
-        Some(name) => {
-            terminal::note(&format!("selected: {name}, in {}", place.of(name).display()));
-            ExitCode::SUCCESS
-        }
-        None if outcome.candidates.iter().any(|judged| judged.state == State::Rejected) => {
-            terminal::note("selected: none; no candidate passed every blocking gate");
-            ExitCode::from(REJECTED)
-        }
+        Some(_) => ExitCode::SUCCESS,
+        None if outcome.candidates.iter().any(|judged| judged.state == State::Rejected) => ExitCode::from(REJECTED),
         None => {
             terminal::error("no candidate could be made and measured");
             ExitCode::FAILURE
