@@ -5,3 +5,5 @@ mod argocd;
 mod chart;
 mod crds;
 mod installed;
+mod inventory;
+mod leader;
