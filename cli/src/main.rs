@@ -1,12 +1,14 @@
 //! `assayer`: local runs, pinning, pushing, verifying and approving; also found by kubectl as `kubectl assayer`.
 //!
-//! Parses arguments and hands over. Decides only exit codes: 0 done, 1 refused or failed, 2 wrong use.
+//! Parses arguments and hands over. Decides only exit codes: 0 done, 1 refused or failed, 2 wrong use, 3 no candidate passed its gates.
 
 mod approve;
 mod manifest;
 mod optimize;
 mod pin;
+mod progress;
 mod push;
+mod schema;
 mod terminal;
 mod verify;
 
@@ -44,18 +46,14 @@ enum Command {
     },
     /// One step of a worker (used by `optimize` itself)
     #[command(hide = true, disable_help_flag = true)]
-    Worker {
-        /// Arguments of assayer-worker
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<std::ffi::OsString>,
-    },
+    Worker(optimize::WorkerArguments),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Command::Worker { arguments } = arguments.command {
-        return optimize::worker(arguments).await;
+    if let Command::Worker(arguments) = &arguments.command {
+        // A worker is a process of its own, without our threads: it gives up rights for all it has.
+        return optimize::worker(arguments);
     }
     // Whoever links us may have chosen already; both choices are the same.
     drop(rustls::crypto::ring::default_provider().install_default());
@@ -64,21 +62,34 @@ async fn main() -> ExitCode {
         1 => "info",
         _ => "debug",
     };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(level).with_ansi(terminal::colours()).init();
-    let done = match arguments.command {
-        Command::Optimize(options) => optimize::run(&options).await,
-        Command::Pin(options) => pin::run(&options).await.map(|()| ExitCode::SUCCESS),
-        Command::Push(options) => push::run(&options).await.map(|()| ExitCode::SUCCESS),
-        Command::Verify(options) => verify::run(&options).map(|()| ExitCode::SUCCESS),
-        Command::Approve(options) => approve::run(&options).await.map(|()| ExitCode::SUCCESS),
-        Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "assayer", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Worker { .. } => Ok(ExitCode::from(2)),
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(level)
+        .with_ansi(terminal::colours())
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(run(&arguments)),
+        Err(error) => Err(anyhow::Error::new(error).context("start the async runtime")),
     };
     done.unwrap_or_else(|error| {
         terminal::error(&format!("{error:#}"));
         ExitCode::FAILURE
     })
+}
+
+async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let verbose = arguments.verbose > 0;
+    match &arguments.command {
+        Command::Optimize(options) => return optimize::run(options, verbose).await,
+        Command::Pin(options) => pin::run(options).await?,
+        Command::Push(options) => push::run(options).await?,
+        Command::Verify(options) => verify::run(options)?,
+        Command::Approve(options) => approve::run(options).await?,
+        Command::Completion { shell } => {
+            clap_complete::generate(*shell, &mut Arguments::command(), "assayer", &mut std::io::stdout());
+        }
+        Command::Worker(_) => return Ok(ExitCode::from(2)),
+    }
+    Ok(ExitCode::SUCCESS)
 }

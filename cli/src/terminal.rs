@@ -3,7 +3,11 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use comfy_table::{ContentArrangement, Table};
-use console::style;
+use console::{Term, style};
+
+/// Words of verdicts and states, as tables show them.
+const GOOD: [&str; 2] = ["Passed", "selected"];
+const BAD: [&str; 3] = ["Failed", "Error", "Rejected"];
 
 /// Whether stderr takes colours.
 pub(crate) fn colours() -> bool {
@@ -26,24 +30,29 @@ pub(crate) fn error(text: &str) {
     note(&format!("{word} {text}"));
 }
 
-/// A verdict with its colour.
-pub(crate) fn verdict(word: &str) -> String {
-    match word {
-        "Passed" => style(word).green().to_string(),
-        "Failed" | "Error" => style(word).red().to_string(),
-        _ => style(word).yellow().to_string(),
-    }
-}
-
-/// A table with a header.
+/// A table with a header, as wide as the terminal where there is one. Verdicts get their colour on a terminal.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    if let Some((_, columns)) = Term::stdout().size_checked() {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
+    }
     table.set_header(header.iter().copied());
     for row in rows {
         table.add_row(row);
     }
-    table.to_string()
+    coloured(table.to_string())
+}
+
+/// Colours come after the table: escape codes have no width.
+fn coloured(mut text: String) -> String {
+    for word in GOOD {
+        text = text.replace(&format!(" {word} "), &format!(" {} ", style(word).green()));
+    }
+    for word in BAD {
+        text = text.replace(&format!(" {word} "), &format!(" {} ", style(word).red()));
+    }
+    text
 }
 
 /// Asks a question whose safe answer is no; without a terminal there is nobody to ask.

@@ -54,7 +54,7 @@ fn check_model(statement: &Statement, path: &Path) -> Result<()> {
 pub(crate) fn summary(verified: &Verified) -> String {
     let evidence = &verified.statement.predicate;
     let rows = evidence.verdicts.iter().map(|verdict| {
-        vec![terminal::verdict(&verdict.verdict), verdict.gate.clone(), verdict.severity.clone(), verdict.message.clone()]
+        vec![verdict.verdict.clone(), verdict.gate.clone(), verdict.severity.clone(), verdict.message.clone()]
     });
     format!(
         "evidence  {}\nmodel     {} {} ({}, owner {})\ncandidate {} ({})\nartifact  {}\nrecorded  {} by {}\n{}",

@@ -30,7 +30,7 @@ pub const ROLLED_OUT: &str = "RolledOut";
 /// A reason with what it means, for the documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason {
-    /// PascalCase word.
+    /// `PascalCase` word.
     pub name: &'static str,
     /// One sentence for people: what happened and what to do.
     pub meaning: &'static str,
@@ -114,7 +114,7 @@ reasons! {
     VERIFIED = "Verified";
     /// Every blocking gate passed when judged again.
     GATES_HELD = "GatesHeld";
-    /// No PromotionPolicy selects the namespace: promotion is refused until one does.
+    /// No `PromotionPolicy` selects the namespace: promotion is refused until one does.
     NO_POLICY = "NoPolicy";
     /// Approvals are missing; the message says whose and prints the command.
     APPROVAL_MISSING = "ApprovalMissing";

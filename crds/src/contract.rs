@@ -225,7 +225,7 @@ impl FailureClass {
 pub struct Failure {
     /// Why, as a class.
     pub class: FailureClass,
-    /// PascalCase reason: see [`reasons`].
+    /// `PascalCase` reason: see [`reasons`].
     pub reason: String,
     /// What happened: the field, the value, the limit and the way out; at most 1,024 characters.
     pub message: String,

@@ -294,6 +294,43 @@ pub struct AttemptStatus {
     /// Who approved it.
     #[serde(default)]
     pub approvals: Vec<ApprovalStatus>,
+    /// How the artifact is delivered. The spec may be edited while the roll-out goes on, and going back needs the same way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<Delivery>,
+    /// Name of the model.
+    #[serde(default)]
+    pub model: String,
+    /// Version of the model.
+    #[serde(default)]
+    pub version: String,
+    /// Name of the candidate.
+    #[serde(default)]
+    pub candidate: String,
+    /// `static-int8` and the like.
+    #[serde(default)]
+    pub technique: String,
+    /// The evidence that it rests on.
+    #[serde(default)]
+    pub evidence: EvidenceReference,
+    /// Tier of the change.
+    #[serde(default)]
+    pub tier: String,
+    /// Owning group.
+    #[serde(default)]
+    pub owner: String,
+    /// Digest over the policies that applied.
+    #[serde(default)]
+    pub policy_digest: String,
+    /// Ticket.
+    #[serde(default)]
+    pub ticket: String,
+    /// Reason of the change.
+    #[serde(default)]
+    pub reason: String,
+    /// How it ended: `RolloutComplete`, `RolledBack`, `NothingToRestore`, `RolloutFailed`, `Drifted`, `TargetNotFound` or the reason why it
+    /// was given up before the first write. Empty while it goes on.
+    #[serde(default)]
+    pub cause: String,
     /// Why it ended as it did.
     #[serde(default)]
     pub message: String,

@@ -2,6 +2,12 @@
 //!
 //! The same table is tried on a real API server by `assayer-tests`. A rule that no case breaks fails the test.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that can't go on has failed"
+)]
+
 use std::collections::BTreeSet;
 
 use kube::core::cel::Validator;
@@ -50,11 +56,16 @@ fn changed(object: &Value, case: &Case) -> Value {
     for pointer in &case.remove {
         let (parent, key) = pointer.rsplit_once('/').unwrap();
         let parent = object.pointer_mut(parent).and_then(Value::as_object_mut);
-        assert!(parent.unwrap().remove(key).is_some(), "{pointer} is not there to be removed");
+        assert!(
+            parent.unwrap().remove(key).is_some(),
+            "{pointer} is not there to be removed"
+        );
     }
     for (pointer, value) in &case.set {
         let (parent, key) = pointer.rsplit_once('/').unwrap();
-        let parent = object.pointer_mut(parent).unwrap_or_else(|| panic!("{pointer} has no parent"));
+        let parent = object
+            .pointer_mut(parent)
+            .unwrap_or_else(|| panic!("{pointer} has no parent"));
         match parent {
             Value::Object(map) => {
                 map.insert(key.to_owned(), value.clone());
@@ -75,7 +86,12 @@ fn messages(kind: &str, object: &Value, old: Option<&Value>) -> Vec<String> {
 fn rules_in(schema: &Value, found: &mut BTreeSet<String>) {
     match schema {
         Value::Object(map) => {
-            for rule in map.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
+            for rule in map
+                .get("x-kubernetes-validations")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+            {
                 found.insert(rule["message"].as_str().expect("every rule says what to do").to_owned());
             }
             map.values().for_each(|value| rules_in(value, found));
@@ -90,7 +106,11 @@ fn accepted_objects_break_no_rule_and_are_read_without_loss() {
     for object in accepted() {
         let kind = object["kind"].as_str().unwrap();
         assert_eq!(messages(kind, &object, None), Vec::<String>::new(), "{kind}");
-        assert_eq!(messages(kind, &object, Some(&object)), Vec::<String>::new(), "{kind}, unchanged");
+        assert_eq!(
+            messages(kind, &object, Some(&object)),
+            Vec::<String>::new(),
+            "{kind}, unchanged"
+        );
         let read = match kind {
             "ModelOptimization" => serde_json::from_value::<assayer_crds::ModelOptimization>(object.clone()).err(),
             "ModelPromotion" => serde_json::from_value::<assayer_crds::ModelPromotion>(object.clone()).err(),
@@ -108,7 +128,10 @@ fn every_rule_refuses_with_its_own_words() {
         rules_in(&schema(object["kind"].as_str().unwrap()), &mut unbroken);
     }
     for case in cases().iter().filter(|case| case.by == "rule") {
-        let object = accepted.iter().find(|object| object["kind"] == case.kind.as_str()).unwrap();
+        let object = accepted
+            .iter()
+            .find(|object| object["kind"] == case.kind.as_str())
+            .unwrap();
         let said = messages(&case.kind, &changed(object, case), case.update.then_some(object));
         assert!(
             said.iter().any(|message| message.contains(&case.refused)),

@@ -18,9 +18,11 @@ pub mod keygen;
 pub mod leader;
 pub mod metrics;
 pub mod optimization;
+pub mod promotion;
 pub mod runtime;
 pub mod server;
 pub mod status;
+pub mod targets;
 pub mod telemetry;
 
 pub use context::Context;

@@ -24,24 +24,25 @@ use xtask::{
 };
 
 /// Where the operator lives.
-pub const SYSTEM: &str = "assayer-system";
+pub(crate) const SYSTEM: &str = "assayer-system";
 /// An image reference that the chart's schema accepts; nothing is ever pulled.
-const IMAGE: &str = "registry.test/assayer@sha256:1111111111111111111111111111111111111111111111111111111111111111";
+pub(crate) const IMAGE: &str =
+    "registry.test/assayer@sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
 /// A control plane in which the chart is installed, without its Deployment's pods.
-pub struct Installed {
-    pub control_plane: ControlPlane,
-    pub admin: Client,
+pub(crate) struct Installed {
+    pub(crate) control_plane: ControlPlane,
+    pub(crate) admin: Client,
 }
 
 impl Installed {
     /// Starts a control plane and applies the chart with these further values.
-    pub async fn start(values: &[&str]) -> Result<Self> {
+    pub(crate) async fn start(values: &[&str]) -> Result<Self> {
         Self::start_with(&ControlPlaneOptions::default(), values).await
     }
 
     /// The same, with a controller manager or other flags.
-    pub async fn start_with(options: &ControlPlaneOptions, values: &[&str]) -> Result<Self> {
+    pub(crate) async fn start_with(options: &ControlPlaneOptions, values: &[&str]) -> Result<Self> {
         let control_plane = ControlPlane::start(options).await?;
         let admin = control_plane.client().await?;
         create_namespace(&admin, SYSTEM).await?;
@@ -54,7 +55,7 @@ impl Installed {
     }
 
     /// A client of the operator: the token of a pod of its service account, as the kubelet would mount it.
-    pub async fn operator(&self) -> Result<Client> {
+    pub(crate) async fn operator(&self) -> Result<Client> {
         let pod = self.operator_pod("assayer-operator-0").await?;
         let bound = BoundObjectReference {
             api_version: Some("v1".into()),
@@ -66,7 +67,7 @@ impl Installed {
     }
 
     /// A client with a token of the service account, bound to an object or not.
-    pub async fn service_account(
+    pub(crate) async fn service_account(
         &self,
         namespace: &str,
         name: &str,
@@ -96,7 +97,7 @@ impl Installed {
     }
 
     /// A client that is `user` in `groups`: by a certificate, or by impersonation where that has room for one group only.
-    pub async fn person(&self, user: &str, groups: &[&str]) -> Result<Client> {
+    pub(crate) async fn person(&self, user: &str, groups: &[&str]) -> Result<Client> {
         if groups.len() < 2 {
             return self.control_plane.client_for(user, groups).await;
         }
@@ -132,7 +133,7 @@ impl Installed {
 }
 
 /// Makes a namespace and the service account that pods in it need where no controller manager makes it.
-pub async fn create_namespace(admin: &Client, name: &str) -> Result<()> {
+pub(crate) async fn create_namespace(admin: &Client, name: &str) -> Result<()> {
     let namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
     Api::<Namespace>::all(admin.clone())
         .create(&PostParams::default(), &namespace)
@@ -148,12 +149,12 @@ pub async fn create_namespace(admin: &Client, name: &str) -> Result<()> {
 }
 
 /// The folder of the chart.
-pub fn chart() -> PathBuf {
+pub(crate) fn chart() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/assayer")
 }
 
 /// The chart as `helm template` renders it for an API server that serves mutating policies.
-pub fn render(values: &[&str]) -> Result<String> {
+pub(crate) fn render(values: &[&str]) -> Result<String> {
     let mut helm = Command::new(go::path("helm")?);
     helm.args(["template", "assayer"]).arg(chart());
     helm.args(["--namespace", SYSTEM, "--kube-version", "1.36.0"]);
@@ -175,14 +176,14 @@ pub fn render(values: &[&str]) -> Result<String> {
 }
 
 /// What kubectl said.
-pub struct Answer {
-    pub said: String,
+pub(crate) struct Answer {
+    pub(crate) said: String,
     /// Empty when it succeeded.
-    pub refused: String,
+    pub(crate) refused: String,
 }
 
 /// Runs kubectl as administrator, with `input` on its standard input.
-pub fn kubectl(control_plane: &ControlPlane, arguments: &[&str], input: &str) -> Result<Answer> {
+pub(crate) fn kubectl(control_plane: &ControlPlane, arguments: &[&str], input: &str) -> Result<Answer> {
     let mut child = Command::new(go::path("kubectl")?)
         .arg("--kubeconfig")
         .arg(control_plane.kubeconfig())
@@ -212,7 +213,10 @@ pub fn kubectl(control_plane: &ControlPlane, arguments: &[&str], input: &str) ->
 }
 
 /// Repeats `attempt` until it succeeds: new policies take a moment until the API server enforces them.
-pub async fn eventually<T, F: Future<Output = Result<T>>>(what: &str, mut attempt: impl FnMut() -> F) -> Result<T> {
+pub(crate) async fn eventually<T, F: Future<Output = Result<T>>>(
+    what: &str,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T> {
     let mut last = None;
     for _ in 0..150 {
         match attempt().await {
@@ -226,7 +230,7 @@ pub async fn eventually<T, F: Future<Output = Result<T>>>(what: &str, mut attemp
 }
 
 /// The message with which the API server refused, or an error that says what it did instead.
-pub fn refusal<T: std::fmt::Debug>(result: kube::Result<T>) -> Result<String> {
+pub(crate) fn refusal<T: std::fmt::Debug>(result: kube::Result<T>) -> Result<String> {
     match result {
         Err(kube::Error::Api(status)) => Ok(status.message.clone()),
         Err(other) => Err(other.into()),
@@ -235,6 +239,6 @@ pub fn refusal<T: std::fmt::Debug>(result: kube::Result<T>) -> Result<String> {
 }
 
 /// A value from YAML text.
-pub fn yaml(text: &str) -> Value {
+pub(crate) fn yaml(text: &str) -> Value {
     serde_saphyr::from_str(text).expect("the text is YAML")
 }

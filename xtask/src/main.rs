@@ -90,7 +90,7 @@ async fn run(command: Command, progress: &Progress) -> Result<()> {
         Command::ExampleData { out, rows } => {
             example::make(&out.unwrap_or_else(example::default_folder), rows, progress).map(|_| ())
         }
-        Command::Demo(options) => demo::run(&options, progress).await,
+        Command::Demo(options) => Box::pin(demo::run(&options, progress)).await,
     }
 }
 

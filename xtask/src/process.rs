@@ -2,8 +2,9 @@
 //! to kill them when it dies, their output in a file. Decides nothing about what they do.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
-    io,
+    io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{LazyLock, Mutex, PoisonError, mpsc},
@@ -11,8 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::progress::Step;
 
 type Spawn = (Command, mpsc::Sender<io::Result<Child>>);
 
@@ -196,6 +199,49 @@ pub fn read(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// Like [`read`], for commands that take minutes: `step` shows the last line of what they say on stderr.
+pub fn read_shown(command: &mut Command, step: &Step) -> Result<String> {
+    const KEPT: usize = 40;
+    let shown = show(command);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("run {shown}"))?;
+    let (Some(mut out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
+        bail!("{shown} has no pipes")
+    };
+    let output = thread::spawn(move || {
+        let mut text = Vec::new();
+        out.read_to_end(&mut text).map(|_| text)
+    });
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let mut lines = BufReader::new(err).split(b'\n').map_while(io::Result::ok);
+        lines.try_for_each(|line| sender.send(String::from_utf8_lossy(&line).into_owned()))
+    });
+    let mut kept = VecDeque::new();
+    loop {
+        match lines.recv_timeout(Duration::from_secs(1)) {
+            Ok(line) => {
+                kept.push_back(line);
+                kept.drain(..kept.len().saturating_sub(KEPT));
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+        step.doing(kept.back().map_or("working", |line| line.trim()));
+    }
+    let text = output
+        .join()
+        .map_err(|_| anyhow!("reading what {shown} says panicked"))??;
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{shown} failed ({status}):\n{}", Vec::from(kept).join("\n"));
+    }
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
 fn show(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words
@@ -207,6 +253,7 @@ fn show(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Progress;
 
     #[test]
     fn a_child_outlives_the_thread_that_asked_for_it_and_ends_with_its_handle() {
@@ -238,6 +285,25 @@ mod tests {
         };
         assert!(error.contains("talker ended (exit status: 3)"), "{error}");
         assert!(error.contains("line 40") && !error.contains("line 20\n"), "{error}");
+    }
+
+    #[test]
+    fn a_shown_command_gives_its_stdout_and_fails_with_its_last_words() {
+        let step = Progress::silent().step("talk");
+        let talk = "for i in $(seq 100); do echo noise $i >&2; done; echo result";
+        assert_eq!(
+            read_shown(Command::new("sh").args(["-c", talk]), &step).unwrap(),
+            "result"
+        );
+        let failing = format!("{talk}; exit 5");
+        let error = read_shown(Command::new("sh").args(["-c", &failing]), &step)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("exit status: 5") && error.contains("noise 100"),
+            "{error}"
+        );
+        assert!(!error.contains("noise 60\n"), "{error}");
     }
 
     #[test]

@@ -4,11 +4,15 @@
 use std::{
     fmt::Display,
     io::{IsTerminal, Write},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use console::style;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// A pipe must not be silent for minutes: people and build machines take silence for death.
+const STILL_EVERY: Duration = Duration::from_secs(30);
 
 /// The lines of one command, all timed from its start.
 #[derive(Debug, Clone)]
@@ -76,6 +80,7 @@ impl Progress {
             what,
             bar,
             opened: Instant::now(),
+            said: Mutex::new(Instant::now()),
             ended: false,
         }
     }
@@ -113,14 +118,24 @@ pub struct Step {
     what: String,
     bar: Option<ProgressBar>,
     opened: Instant,
+    /// When a plain line last said that the step goes on.
+    said: Mutex<Instant>,
     ended: bool,
 }
 
 impl Step {
-    /// Says what the step is doing just now; shown live only.
+    /// Says what the step is doing just now: live at once, in plain lines every half minute. Call it often.
     pub fn doing(&self, detail: impl Display) {
         if let Some(bar) = &self.bar {
             bar.set_message(format!("{}: {detail}", self.what));
+            return;
+        }
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.elapsed() >= STILL_EVERY {
+            *said = Instant::now();
+            let took = self.opened.elapsed().as_secs();
+            self.progress
+                .say(&format!("...  {}: {detail} ({took}s so far)", self.what));
         }
     }
 

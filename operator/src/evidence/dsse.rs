@@ -99,22 +99,41 @@ pub fn read_unverified(envelope: &str) -> Result<Verified, EvidenceError> {
 
 fn open(envelope: &str) -> Result<(Envelope, Vec<u8>), EvidenceError> {
     if envelope.len() > MAX_ENVELOPE_BYTES {
-        return Err(EvidenceError::Envelope(format!("{} bytes, at most {MAX_ENVELOPE_BYTES}", envelope.len())));
+        return Err(EvidenceError::Envelope(format!(
+            "{} bytes, at most {MAX_ENVELOPE_BYTES}",
+            envelope.len()
+        )));
     }
-    let envelope: Envelope = serde_json::from_str(envelope).map_err(|error| EvidenceError::Envelope(error.to_string()))?;
+    let envelope: Envelope =
+        serde_json::from_str(envelope).map_err(|error| EvidenceError::Envelope(error.to_string()))?;
     if envelope.payload_type != PAYLOAD_TYPE {
-        return Err(EvidenceError::Type { found: envelope.payload_type, expected: PAYLOAD_TYPE });
+        return Err(EvidenceError::Type {
+            found: envelope.payload_type,
+            expected: PAYLOAD_TYPE,
+        });
     }
-    let payload = STANDARD.decode(&envelope.payload).map_err(|error| EvidenceError::Envelope(error.to_string()))?;
+    let payload = STANDARD
+        .decode(&envelope.payload)
+        .map_err(|error| EvidenceError::Envelope(error.to_string()))?;
     Ok((envelope, payload))
 }
 
 fn parse(payload: &[u8]) -> Result<Verified, EvidenceError> {
-    let statement: Statement = serde_json::from_slice(payload).map_err(|error| EvidenceError::Envelope(error.to_string()))?;
-    for (found, expected) in [(&statement.statement_type, STATEMENT_TYPE), (&statement.predicate_type, PREDICATE_TYPE)] {
+    let statement: Statement =
+        serde_json::from_slice(payload).map_err(|error| EvidenceError::Envelope(error.to_string()))?;
+    for (found, expected) in [
+        (&statement.statement_type, STATEMENT_TYPE),
+        (&statement.predicate_type, PREDICATE_TYPE),
+    ] {
         if found != expected {
-            return Err(EvidenceError::Type { found: found.clone(), expected });
+            return Err(EvidenceError::Type {
+                found: found.clone(),
+                expected,
+            });
         }
     }
-    Ok(Verified { statement, digest: Digest::of(payload) })
+    Ok(Verified {
+        statement,
+        digest: Digest::of(payload),
+    })
 }

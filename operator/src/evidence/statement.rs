@@ -93,7 +93,11 @@ pub fn compose(claim: Claim<'_>) -> Result<Statement, EvidenceError> {
                 group: spec.owner.group.clone(),
                 contact: spec.owner.contact.clone(),
             },
-            influences: spec.influences.iter().map(|influence| influence.as_str().to_owned()).collect(),
+            influences: spec
+                .influences
+                .iter()
+                .map(|influence| influence.as_str().to_owned())
+                .collect(),
             model: ModelName {
                 name: spec.model.name.clone(),
                 version: spec.model.version.clone(),

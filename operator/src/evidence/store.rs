@@ -13,9 +13,9 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PostParams};
 
+use super::EvidenceError;
 use super::dsse::{self, Verified};
 use super::keys::{PublicKey, SigningKey};
-use super::EvidenceError;
 use crate::error::Error;
 
 /// Longest wait for one call.
@@ -72,8 +72,8 @@ pub fn config_map(namespace: &str, statement: &Statement, key: &SigningKey) -> R
 /// When the key is missing, the signature does not hold, or the digest is another one.
 pub fn open(config_map: &ConfigMap, expected: &Digest, key: &PublicKey) -> Result<Verified, EvidenceError> {
     let envelope = config_map.data.as_ref().and_then(|data| data.get(names::EVIDENCE_KEY));
-    let envelope =
-        envelope.ok_or_else(|| EvidenceError::Envelope(format!("the config map has no key {}", names::EVIDENCE_KEY)))?;
+    let envelope = envelope
+        .ok_or_else(|| EvidenceError::Envelope(format!("the config map has no key {}", names::EVIDENCE_KEY)))?;
     let verified = dsse::verify(envelope, key)?;
     if verified.digest != *expected {
         return Err(EvidenceError::Digest {
@@ -116,8 +116,12 @@ pub async fn write(
     match limited(&name, api.create(&params, &map)).await? {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
-            let there = limited(&name, api.get(&name)).await?.map_err(Error::read(format!("config map {name}")))?;
-            open(&there, &digest, key.public()).map(|_| ()).map_err(wrong(&format!("config map {name}")))
+            let there = limited(&name, api.get(&name))
+                .await?
+                .map_err(Error::read(format!("config map {name}")))?;
+            open(&there, &digest, key.public())
+                .map(|_| ())
+                .map_err(wrong(&format!("config map {name}")))
         }
         Err(error) => Err(Error::write(format!("config map {name}"))(error)),
     }
@@ -137,7 +141,9 @@ pub async fn read(
     key: &PublicKey,
 ) -> Result<Result<Verified, EvidenceError>, Error> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let found = limited(name, api.get_opt(name)).await?.map_err(Error::read(format!("config map {name}")))?;
+    let found = limited(name, api.get_opt(name))
+        .await?
+        .map_err(Error::read(format!("config map {name}")))?;
     Ok(match found {
         Some(config_map) => open(&config_map, expected, key),
         None => Err(EvidenceError::Gone(name.to_owned())),
@@ -145,8 +151,10 @@ pub async fn read(
 }
 
 async fn limited<T>(what: &str, call: impl Future<Output = T>) -> Result<T, Error> {
-    tokio::time::timeout(CALL_LIMIT, call).await.map_err(|_| Error::Timeout {
-        what: format!("config map {what}"),
-        limit: CALL_LIMIT,
-    })
+    tokio::time::timeout(CALL_LIMIT, call)
+        .await
+        .map_err(|_| Error::Timeout {
+            what: format!("config map {what}"),
+            limit: CALL_LIMIT,
+        })
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use assayer_crds::ModelOptimizationSpec;
 use assayer_crds::contract::{Made, Measured, Measurement, metrics};
-use assayer_crds::evidence::GateVerdict;
+use assayer_crds::evidence::{Evidence, GateVerdict};
 use assayer_crds::optimization::{Gate, Metric, Severity};
 use assayer_crds::units;
 
@@ -41,6 +41,18 @@ pub struct Findings<'a> {
     pub measured: Vec<&'a Measured>,
     /// Environments that could not be measured, with the reason in words.
     pub failures: BTreeMap<String, String>,
+}
+
+impl<'a> Findings<'a> {
+    /// What recorded evidence says, for judging it again. Environments that had failed are missing there, and so don't pass.
+    pub fn of(evidence: &'a Evidence) -> Self {
+        Self {
+            made: Some(&evidence.made),
+            baseline: evidence.baseline.iter().collect(),
+            measured: evidence.measured.iter().map(|by| &by.measured).collect(),
+            failures: BTreeMap::new(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,9 +96,9 @@ pub fn passes(spec: &ModelOptimizationSpec, verdicts: &[GateVerdict], findings: 
     let measured = |name: &str| findings.measured.iter().any(|measured| measured.environment == name);
     let blocking = spec.gates.iter().filter(|gate| gate.severity == Severity::Block);
     let mut held = blocking.map(|gate| {
-        verdicts
-            .iter()
-            .any(|verdict| verdict.gate == gate.name && verdict.verdict == PASSED && verdict.metric == gate.metric.as_str())
+        verdicts.iter().any(|verdict| {
+            verdict.gate == gate.name && verdict.verdict == PASSED && verdict.metric == gate.metric.as_str()
+        })
     });
     spec.environments.iter().all(|environment| measured(&environment.name)) && held.all(|held| held)
 }
@@ -94,7 +106,9 @@ pub fn passes(spec: &ModelOptimizationSpec, verdicts: &[GateVerdict], findings: 
 /// The verdicts that block, other than passed ones.
 pub fn blocking(verdicts: &[GateVerdict]) -> impl Iterator<Item = &GateVerdict> {
     let block = severity(Severity::Block);
-    verdicts.iter().filter(move |verdict| verdict.severity == block && verdict.verdict != PASSED)
+    verdicts
+        .iter()
+        .filter(move |verdict| verdict.severity == block && verdict.verdict != PASSED)
 }
 
 fn severity(severity: Severity) -> &'static str {
@@ -106,20 +120,27 @@ fn severity(severity: Severity) -> &'static str {
 }
 
 fn judge_gate(spec: &ModelOptimizationSpec, gate: &Gate, findings: &Findings<'_>) -> GateVerdict {
-    let names = spec.environments.iter().map(|environment| environment.name.as_str());
-    let named: Vec<&str> = match &gate.environment {
+    let every = spec.environments.iter().map(|environment| environment.name.as_str());
+    let places: Vec<&str> = match &gate.environment {
         Some(name) => vec![name.as_str()],
-        None => names.collect(),
+        None => every.collect(),
     };
-    let judged = named.iter().map(|name| judge_in(spec, gate, findings, name));
+    let judged = places.iter().map(|name| judge_in(spec, gate, findings, name));
     let worst = judged.reduce(|worst, next| {
         let worse = (next.verdict, next.share) > (worst.verdict, worst.share);
         if worse { next } else { worst }
     });
     let worst = worst.unwrap_or_else(|| open(Verdict::Inconclusive, gate, "", "there is no environment"));
-    let place = (gate.metric != Metric::ArtifactSize).then_some(worst.environment).unwrap_or_default();
+    let place = match gate.metric {
+        Metric::ArtifactSize => String::new(),
+        _ => worst.environment,
+    };
     let many = spec.environments.len() > 1 && !place.is_empty();
-    let message = if many { format!("{} in {place}", worst.message) } else { worst.message };
+    let message = if many {
+        format!("{} in {place}", worst.message)
+    } else {
+        worst.message
+    };
     GateVerdict {
         gate: gate.name.clone(),
         verdict: worst.verdict.as_str().to_owned(),
@@ -151,17 +172,43 @@ fn judge_in(spec: &ModelOptimizationSpec, gate: &Gate, findings: &Findings<'_>, 
     if !spec.environments.iter().any(|known| known.name == environment) {
         return inconclusive("the environment is unknown");
     }
-    let mut found = findings.measured.iter().filter(|measured| measured.environment == environment);
+    let mut found = findings
+        .measured
+        .iter()
+        .filter(|measured| measured.environment == environment);
     let (Some(measured), None) = (found.next(), found.next()) else {
         return inconclusive("it was not measured exactly once");
     };
-    if !findings.baseline.iter().any(|baseline| baseline.environment == environment) {
+    if !findings
+        .baseline
+        .iter()
+        .any(|baseline| baseline.environment == environment)
+    {
         return inconclusive("the baseline was not recorded");
+    }
+    if let Err(why) = same_models(findings, measured) {
+        return inconclusive(&why);
     }
     match numbers(gate, findings, measured) {
         Ok(numbers) => bound(gate, environment, &numbers),
         Err(why) => inconclusive(&why),
     }
+}
+
+/// Numbers count only when they are about the very candidate that was made, and the baseline that it was made from.
+fn same_models(findings: &Findings<'_>, measured: &Measured) -> Result<(), String> {
+    let made = findings.made.ok_or("nothing was made")?;
+    if measured.candidate_digest.as_ref() != Some(&made.model_digest) {
+        return Err("another candidate was measured than was made".to_owned());
+    }
+    let recorded = findings.baseline.iter().map(|baseline| &baseline.baseline_digest);
+    if !recorded
+        .chain([&measured.baseline_digest])
+        .all(|digest| *digest == made.baseline_digest)
+    {
+        return Err("the candidate was not made from the baseline that was measured".to_owned());
+    }
+    Ok(())
 }
 
 /// Candidate and baseline, both usable numbers.
@@ -178,7 +225,9 @@ fn numbers(gate: &Gate, findings: &Findings<'_>, measured: &Measured) -> Result<
         same_size(findings.made, candidate)?;
     }
     let relative = gate.max_drop.is_some() || gate.max_ratio.is_some();
-    let baseline = relative.then(|| usable(gate, "the baseline", measured.baseline.get(name))).transpose()?;
+    let baseline = relative
+        .then(|| usable(gate, "the baseline", measured.baseline.get(name)))
+        .transpose()?;
     Ok(Numbers { candidate, baseline })
 }
 
@@ -198,7 +247,10 @@ fn usable(gate: &Gate, whose: &str, taken: Option<&Measurement>) -> Result<f64, 
     };
     let least = u64::from(gate.min_samples.unwrap_or(1).max(1));
     if taken.samples < least {
-        return Err(format!("{whose} has {} samples, at least {least} are asked for", taken.samples));
+        return Err(format!(
+            "{whose} has {} samples, at least {least} are asked for",
+            taken.samples
+        ));
     }
     let share = matches!(gate.metric.as_str(), metrics::ACCURACY);
     if !taken.value.is_finite() || taken.value < 0.0 || (share && taken.value > 1.0) {
@@ -240,7 +292,14 @@ fn absolute(gate: &Gate, numbers: &Numbers, max: &str) -> Result<Judged, String>
     let measured = words::value(name, numbers.candidate);
     let bound = format!("at most {}", words::value(name, limit));
     let message = format!("{name} {measured}, {bound}");
-    Ok(decide(numbers.candidate <= limit, numbers.candidate, limit, measured, bound, message))
+    Ok(decide(
+        numbers.candidate <= limit,
+        numbers.candidate,
+        limit,
+        measured,
+        bound,
+        message,
+    ))
 }
 
 fn limit_of(gate: &Gate, max: &str) -> Result<f64, String> {

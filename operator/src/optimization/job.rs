@@ -59,7 +59,11 @@ impl Request<'_> {
     /// The environment whose pod options hold: the step's own; for making, the first CPU environment, where there is one.
     fn environment(&self) -> Option<&Environment> {
         match self.step.environment() {
-            Some(name) => self.spec.environments.iter().find(|environment| environment.name == name),
+            Some(name) => self
+                .spec
+                .environments
+                .iter()
+                .find(|environment| environment.name == name),
             None => self
                 .spec
                 .environments
@@ -86,7 +90,9 @@ pub fn build(request: &Request<'_>) -> Job {
     let mut pod_annotations = about.clone();
     pod_annotations.insert(names::PLAN.to_owned(), text);
     let environment = request.environment().or_else(|| request.spec.environments.first());
-    let queue = environment.and_then(|e| e.pod.as_ref()).and_then(|pod| pod.queue_name.clone());
+    let queue = environment
+        .and_then(|e| e.pod.as_ref())
+        .and_then(|pod| pod.queue_name.clone());
     let mut job_labels = labels.clone();
     if let Some(queue) = &queue {
         job_labels.insert(names::KUEUE_QUEUE.to_owned(), queue.clone());
@@ -194,7 +200,12 @@ fn container(request: &Request<'_>, role: Role) -> Container {
 
 /// Whether `live` is the Job that `expected` asks for: same owner, same plan. A name alone proves nothing.
 pub fn same(live: &Job, expected: &Job) -> bool {
-    let owner_of = |job: &Job| job.owner_references().iter().find(|o| o.controller == Some(true)).map(|o| o.uid.clone());
+    let owner_of = |job: &Job| {
+        job.owner_references()
+            .iter()
+            .find(|o| o.controller == Some(true))
+            .map(|o| o.uid.clone())
+    };
     let plan_of = |job: &Job| job.annotations().get(names::PLAN_DIGEST).cloned();
     owner_of(live).is_some() && owner_of(live) == owner_of(expected) && plan_of(live) == plan_of(expected)
 }

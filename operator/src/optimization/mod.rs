@@ -1,9 +1,157 @@
 //! `ModelOptimization`: observe, plan, apply.
 //!
-//! `observe` reads live and never decides, `plan` decides and never reads, `apply` writes and never decides.
+//! `observe` reads live and never decides, `plan` decides and never reads, `apply` writes and never decides. Here they are put together
+//! and woken: by the object (its annotations count: a rerun moves no generation), by its Jobs and by its workers' pods.
 
+mod apply;
 pub mod gates;
 pub mod job;
+mod observe;
 pub mod observed;
+pub mod plan;
 pub mod results;
 pub mod steps;
+#[cfg(test)]
+mod world;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use assayer_crds::{ModelOptimization, names};
+use futures::StreamExt as _;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use kube::api::{Api, PartialObjectMeta};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Predicate as _, PredicateConfig, WatchStreamExt as _, predicates, reflector, watcher};
+
+use crate::context::Context;
+use crate::error::{Class, Error};
+
+/// Optimizations that are reconciled at once.
+const CONCURRENCY: u16 = 8;
+
+type Guarded = DeserializeGuard<ModelOptimization>;
+
+/// Runs the controller until `shutdown` is done; reconciles under way are ended in order.
+pub async fn run(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
+    let client = ctx.client.clone();
+    let scope = ctx.config.watch_namespace.clone();
+    let objects: Api<Guarded> = scoped(&client, scope.as_deref());
+    let jobs: Api<PartialObjectMeta<Job>> = scoped(&client, scope.as_deref());
+    let pods: Api<PartialObjectMeta<Pod>> = scoped(&client, scope.as_deref());
+    let (reader, writer) = reflector::store();
+    let seen = predicates::generation
+        .combine(predicates::annotations)
+        .combine(predicates::finalizers);
+    let stream = watcher(objects, watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(seen, PredicateConfig::default());
+    let workers = watcher::Config::default().labels(names::WORKER);
+    let touched_jobs = watcher(jobs, workers.clone()).default_backoff().touched_objects();
+    let touched_pods = watcher(pods, workers).default_backoff().touched_objects();
+    let known = reader.clone();
+    Controller::for_stream(stream, reader)
+        .owns_stream(touched_jobs)
+        .watches_stream(touched_pods, move |pod| owner_of(&pod, &known))
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .graceful_shutdown_on(shutdown)
+        .run(reconcile, error_policy, ctx)
+        .for_each(|outcome| async move {
+            match outcome {
+                Ok((object, action)) => tracing::debug!(%object, ?action, "reconciled"),
+                // Failures of reconcile itself were logged where their class is known; these are the watches'.
+                Err(kube::runtime::controller::Error::ReconcilerFailed(..)) => {}
+                Err(error) => tracing::warn!(%error, "the controller of modeloptimizations stumbled"),
+            }
+        })
+        .await;
+}
+
+fn scoped<K>(client: &kube::Client, namespace: Option<&str>) -> Api<K>
+where
+    K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// The optimization that a worker pod belongs to: pods carry its uid.
+fn owner_of(pod: &PartialObjectMeta<Pod>, known: &reflector::Store<Guarded>) -> Option<ObjectRef<Guarded>> {
+    let uid = pod.labels().get(names::OPTIMIZATION_UID)?;
+    let found = known.find(|object| {
+        let meta = kube::Resource::meta(object);
+        meta.uid.as_ref() == Some(uid) && meta.namespace == pod.metadata.namespace
+    })?;
+    Some(ObjectRef::from_obj(&*found))
+}
+
+async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let reference = ObjectRef::from_obj(&*object);
+    let namespace = reference.namespace.clone().unwrap_or_default();
+    // The cache only says which object; what is decided on is read live.
+    let api: Api<Guarded> = Api::namespaced(ctx.client.clone(), &namespace);
+    let what = format!("modeloptimization {namespace}/{}", reference.name);
+    let live = tokio::time::timeout(observe::CALL_LIMIT, api.get_opt(&reference.name))
+        .await
+        .map_err(|_| Error::Timeout {
+            what: what.clone(),
+            limit: observe::CALL_LIMIT,
+        })?
+        .map_err(Error::read(&what))?;
+    let Some(live) = live else {
+        ctx.backoff.succeeded(&what);
+        return Ok(Action::await_change());
+    };
+    let object = live.0.map_err(|invalid| Error::Malformed {
+        what: what.clone(),
+        problem: invalid.error,
+    })?;
+    let observed = Box::pin(observe::observe(&ctx, object)).await?;
+    let plan = plan::plan(&observed, ctx.clock.now());
+    apply::apply(&ctx, &observed, &plan).await?;
+    ctx.backoff.succeeded(&what);
+    Ok(match plan.next {
+        plan::Next::AwaitChange => Action::await_change(),
+        plan::Next::After(delay) => Action::requeue(delay),
+    })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that the controller calls")]
+fn error_policy(object: Arc<Guarded>, error: &Error, ctx: Arc<Context>) -> Action {
+    let reference = ObjectRef::from_obj(&*object);
+    let what = format!(
+        "modeloptimization {}/{}",
+        reference.namespace.as_deref().unwrap_or_default(),
+        reference.name
+    );
+    match error.class() {
+        Class::Conflict => Action::requeue(Duration::from_millis(50)),
+        Class::Transient => {
+            let delay = ctx.backoff.failed(&what);
+            tracing::warn!(
+                object = what,
+                error = error.message(),
+                ?delay,
+                "reconcile failed and is tried again"
+            );
+            Action::requeue(delay)
+        }
+        Class::Terminal => {
+            tracing::error!(
+                object = what,
+                error = error.message(),
+                "reconcile failed and waits for a change"
+            );
+            Action::await_change()
+        }
+    }
+}

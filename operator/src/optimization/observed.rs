@@ -14,6 +14,9 @@ use kube::ResourceExt as _;
 
 use super::steps::{Run, Settings};
 
+/// Longest rerun token that tells runs apart.
+const MAX_TOKEN: usize = 253;
+
 /// One optimization with everything that belongs to it, read live.
 #[derive(Clone, Debug)]
 pub struct Observed {
@@ -63,7 +66,7 @@ pub enum Log {
 /// An Event of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// PascalCase word.
+    /// One word, such as `FailedCreate`.
     pub reason: String,
     /// In words.
     pub message: String,
@@ -101,17 +104,26 @@ impl KeptReport {
 impl Observed {
     /// The run that the spec, the rerun annotation and the settings ask for.
     pub fn run(&self) -> Run {
+        let token = self
+            .object
+            .annotations()
+            .get(names::RERUN)
+            .filter(|token| !token.is_empty());
+        let token = token.map(|token| token.chars().take(MAX_TOKEN).collect::<String>());
         Run {
             uid: self.object.uid().unwrap_or_default(),
             generation: self.object.metadata.generation.unwrap_or_default(),
-            rerun: self.object.annotations().get(names::RERUN).cloned(),
+            // Taking the annotation away asks for nothing.
+            rerun: token.or_else(|| self.object.status.as_ref()?.rerun.clone()),
             worker_image: self.settings.worker_image.clone(),
         }
     }
 
     /// The Job called `name`.
     pub fn job(&self, name: &str) -> Option<&ObservedJob> {
-        self.jobs.iter().find(|job| job.job.metadata.name.as_deref() == Some(name))
+        self.jobs
+            .iter()
+            .find(|job| job.job.metadata.name.as_deref() == Some(name))
     }
 }
 

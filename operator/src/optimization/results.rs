@@ -15,6 +15,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 
+pub(super) use failures::known;
+
 use super::observed::{Log, ObservedJob, ObservedPod};
 
 /// How long a finished pod's log may stay unreadable before the pod counts as lost.
@@ -103,6 +105,11 @@ pub fn attempt(asked: Asked<'_>, seen: &ObservedJob, remembered: Option<Problem>
         return Attempt::Failed(lost);
     }
     let job_uid = seen.job.metadata.uid.as_deref().unwrap_or_default();
+    let speechless = end.state.exit_code != 0 && end.state.message.as_deref().is_none_or(str::is_empty);
+    if let Some((reason, message)) = job_failure(seen).filter(|(reason, _)| speechless && reason == failures::DEADLINE)
+    {
+        return Attempt::Failed(failures::job_failed(&reason, &message, remembered));
+    }
     if let Err(problem) = identity::check(asked.job, job_uid, &pod.pod) {
         return Attempt::Failed(problem);
     }
@@ -129,18 +136,23 @@ struct End<'a> {
     state: &'a ContainerStateTerminated,
 }
 
+fn terminated(status: &ContainerStatus) -> Option<End<'_>> {
+    let state = status.state.as_ref()?.terminated.as_ref()?;
+    Some(End {
+        name: &status.name,
+        state,
+    })
+}
+
 fn ended(pod: &Pod) -> Option<End<'_>> {
     let status = pod.status.as_ref()?;
     let inits = status.init_container_statuses.as_deref().unwrap_or_default();
     let mains = status.container_statuses.as_deref().unwrap_or_default();
-    fn terminated(status: &ContainerStatus) -> Option<End<'_>> {
-        let state = status.state.as_ref()?.terminated.as_ref()?;
-        Some(End {
-            name: &status.name,
-            state,
-        })
-    }
-    let failed = inits.iter().chain(mains).filter_map(terminated).find(|end| end.state.exit_code != 0);
+    let failed = inits
+        .iter()
+        .chain(mains)
+        .filter_map(terminated)
+        .find(|end| end.state.exit_code != 0);
     failed.or_else(|| mains.last().and_then(terminated))
 }
 
@@ -149,8 +161,13 @@ pub fn reporting_container(pod: &Pod) -> Option<&str> {
     ended(pod).map(|end| end.name)
 }
 
+/// Why the Job failed, or is about to once its pods have stopped.
+fn job_failure(seen: &ObservedJob) -> Option<(String, String)> {
+    seen.condition("Failed").or_else(|| seen.condition("FailureTarget"))
+}
+
 fn without_pod(seen: &ObservedJob, remembered: Option<Problem>) -> Attempt {
-    if let Some((reason, message)) = seen.condition("Failed") {
+    if let Some((reason, message)) = job_failure(seen) {
         return Attempt::Failed(failures::job_failed(&reason, &message, remembered));
     }
     if seen.condition("Complete").is_some() {
@@ -168,19 +185,24 @@ fn without_pod(seen: &ObservedJob, remembered: Option<Problem>) -> Attempt {
 }
 
 fn not_ended(seen: &ObservedJob, pod: &ObservedPod, remembered: Option<Problem>) -> Attempt {
-    if let Some((reason, message)) = seen.condition("Failed") {
-        return Attempt::Failed(failures::job_failed(&reason, &message, remembered));
-    }
     if let Some(lost) = failures::lost(&pod.pod) {
         return Attempt::Failed(lost);
     }
     let phase = pod.pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    if matches!(phase, Some("Failed" | "Succeeded")) {
-        // A finished pod without a terminated container: the node refused it or lost count of it.
-        return Attempt::Failed(failures::pod_failed(&pod.pod));
-    }
-    Attempt::Running {
-        waits: failures::waiting(pod),
+    match job_failure(seen) {
+        // A pod that failed without a terminated container: the node refused it or lost count of it.
+        Some((reason, _)) if phase == Some("Failed") && reason != failures::DEADLINE => {
+            Attempt::Failed(failures::pod_failed(&pod.pod))
+        }
+        Some((reason, message)) => Attempt::Failed(failures::job_failed(&reason, &message, remembered)),
+        None if matches!(phase, Some("Failed" | "Succeeded")) => Attempt::Failed(failures::pod_failed(&pod.pod)),
+        None if pod.pod.metadata.deletion_timestamp.is_some() => Attempt::Failed(Problem::passing(
+            reasons::POD_LOST,
+            "the pod is being deleted before its report was taken",
+        )),
+        None => Attempt::Running {
+            waits: failures::waiting(pod),
+        },
     }
 }
 

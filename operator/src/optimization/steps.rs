@@ -116,8 +116,12 @@ impl Run {
             &attempt.to_string(),
         ];
         // A length before each part, so that no two lists of parts read alike.
-        let text: String = parts.iter().map(|part| format!("{}:{part};", part.len())).collect();
-        Digest::of(text.as_bytes())
+        let lengths = parts.iter().map(|part| part.len().to_string());
+        let text: Vec<String> = lengths
+            .zip(parts)
+            .map(|(length, part)| format!("{length}:{part}"))
+            .collect();
+        Digest::of(text.join(";").as_bytes())
     }
 
     /// Ties an answer to one attempt at a step.
@@ -162,7 +166,11 @@ fn needs_calibration(stages: &[Stage]) -> bool {
 
 /// What the making of `candidate` asks. `baseline` is the digest that the recorded baseline had, where it is known.
 pub fn make_plan(spec: &ModelOptimizationSpec, candidate: &Candidate, baseline: Option<&Digest>) -> MakePlan {
-    let calibration = spec.data.calibration.as_ref().filter(|_| needs_calibration(&candidate.stages));
+    let calibration = spec
+        .data
+        .calibration
+        .as_ref()
+        .filter(|_| needs_calibration(&candidate.stages));
     MakePlan {
         baseline: ModelSource {
             uri: spec.model.uri.clone(),
@@ -193,7 +201,11 @@ pub fn measure_plan(
         },
         candidate,
         evaluation: spec.data.evaluation.uri.clone(),
-        disjoint_from: spec.data.calibration.as_ref().map(|calibration| calibration.uri.clone()),
+        disjoint_from: spec
+            .data
+            .calibration
+            .as_ref()
+            .map(|calibration| calibration.uri.clone()),
         inputs: inputs(spec),
         label: spec.data.label.clone(),
         output: spec.task.output.clone(),
@@ -240,7 +252,11 @@ pub fn candidate_key(spec: &ModelOptimizationSpec, candidate: &Candidate, worker
     }
     let key = Key {
         make: make_plan(spec, candidate, None),
-        measure: spec.environments.iter().map(|e| measure_plan(spec, e, None, None)).collect(),
+        measure: spec
+            .environments
+            .iter()
+            .map(|e| measure_plan(spec, e, None, None))
+            .collect(),
         environments: &spec.environments,
         worker_image,
     };

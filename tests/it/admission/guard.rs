@@ -21,12 +21,12 @@ use crate::installed::{SYSTEM, eventually, refusal, yaml};
 type Refusal<'a> = Pin<Box<dyn Future<Output = Result<String>> + 'a>>;
 
 /// Something that one policy refuses, as a dry run.
-pub struct Probe {
-    pub policy: &'static str,
-    pub refused: fn(&Scene) -> Refusal<'_>,
+pub(crate) struct Probe {
+    pub(crate) policy: &'static str,
+    pub(crate) refused: fn(&Scene) -> Refusal<'_>,
 }
 
-pub const PROBES: [Probe; 8] = [
+pub(crate) const PROBES: [Probe; 8] = [
     Probe {
         policy: "assayer-approvals",
         refused: |scene| Box::pin(forged_approval(scene)),
@@ -69,7 +69,7 @@ fn dry_run() -> PostParams {
 }
 
 /// What the operator does every 30 s: it creates, as a dry run in its own namespace, a promotion that is approved already.
-pub async fn forged_approval(scene: &Scene) -> Result<String> {
+pub(crate) async fn forged_approval(scene: &Scene) -> Result<String> {
     let mut manifest = scene.manifest("assayer-guard", MALLORY);
     manifest["metadata"] =
         json!({"name": "assayer-guard", "annotations": {format!("{}guard", names::APPROVE): DIGEST}});
@@ -106,7 +106,7 @@ async fn promotion_without_target(scene: &Scene) -> Result<String> {
 }
 
 /// A Job with the worker's label.
-pub fn worker_job(name: &str) -> Result<Job> {
+pub(crate) fn worker_job(name: &str) -> Result<Job> {
     let labels = json!({names::WORKER: "true"});
     Ok(serde_json::from_value(json!({
         "metadata": {"name": name, "labels": labels},
@@ -115,19 +115,19 @@ pub fn worker_job(name: &str) -> Result<Job> {
 }
 
 /// A pod with the worker's label.
-pub fn worker_pod(name: &str) -> Result<Pod> {
+pub(crate) fn worker_pod(name: &str) -> Result<Pod> {
     let labels = json!({names::WORKER: "true"});
     Ok(serde_json::from_value(
         json!({"metadata": {"name": name, "labels": labels}, "spec": pod_spec()}),
     )?)
 }
 
-pub fn pod_spec() -> Value {
+pub(crate) fn pod_spec() -> Value {
     json!({"restartPolicy": "Never", "containers": [{"name": "run", "image": "registry.test/worker:1"}]})
 }
 
 /// A config map that looks like evidence.
-pub fn evidence(name: &str) -> Result<ConfigMap> {
+pub(crate) fn evidence(name: &str) -> Result<ConfigMap> {
     Ok(serde_json::from_value(json!({
         "metadata": {"name": name, "labels": {names::EVIDENCE: "true"}},
         "data": {names::EVIDENCE_KEY: "{}"},
@@ -145,7 +145,7 @@ async fn foreign_pod(scene: &Scene) -> Result<String> {
 }
 
 /// Connects to a pod's `exec` as an HTTP request: admission refuses before anything is upgraded.
-pub async fn entered(scene: &Scene, pod: &str, subresource: &str) -> Result<String> {
+pub(crate) async fn entered(scene: &Scene, pod: &str, subresource: &str) -> Result<String> {
     let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}/{subresource}?container=run&command=id&stdout=true");
     let request = http::Request::post(path).body(Vec::new())?;
     refusal(scene.installed.admin.request_text(request).await)

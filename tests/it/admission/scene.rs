@@ -12,19 +12,19 @@ use serde_json::{Value, json};
 
 use crate::installed::{Installed, create_namespace, eventually, kubectl, refusal, yaml};
 
-pub const NAMESPACE: &str = "ml";
-pub const DIGEST: &str = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
-pub const OTHER: &str = "sha256:3333333333333333333333333333333333333333333333333333333333333333";
+pub(crate) const NAMESPACE: &str = "ml";
+pub(crate) const DIGEST: &str = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
+pub(crate) const OTHER: &str = "sha256:3333333333333333333333333333333333333333333333333333333333333333";
 /// Owns every promotion of these tests.
 const OWNERS: &str = "file-security";
 
 /// Who acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Person {
-    pub user: &'static str,
-    pub groups: &'static [&'static str],
+pub(crate) struct Person {
+    pub(crate) user: &'static str,
+    pub(crate) groups: &'static [&'static str],
     /// Cluster roles of the chart, bound in the namespace.
-    pub roles: &'static [&'static str],
+    pub(crate) roles: &'static [&'static str],
 }
 
 const EDIT: &str = "assayer-edit";
@@ -33,55 +33,55 @@ const SECURITY: &str = "assayer-approver-security";
 const LEGAL: &str = "assayer-approver-legal";
 
 /// May edit everything, and approve nothing.
-pub const ALICE: Person = Person {
+pub(crate) const ALICE: Person = Person {
     user: "alice",
     groups: &["developers", "ml"],
     roles: &[EDIT, DEPLOY],
 };
 /// Approves as security.
-pub const BOB: Person = Person {
+pub(crate) const BOB: Person = Person {
     user: "bob",
     groups: &["security", "ml"],
     roles: &[SECURITY],
 };
 /// Approves as security, and may edit too.
-pub const ERIN: Person = Person {
+pub(crate) const ERIN: Person = Person {
     user: "erin",
     groups: &["security"],
     roles: &[SECURITY, EDIT, DEPLOY],
 };
 /// Approves as legal.
-pub const CAROL: Person = Person {
+pub(crate) const CAROL: Person = Person {
     user: "carol",
     groups: &["legal"],
     roles: &[LEGAL],
 };
 /// Requested every promotion of these tests, and holds the role of security too.
-pub const RITA: Person = Person {
+pub(crate) const RITA: Person = Person {
     user: "rita",
     groups: &["ml"],
     roles: &[SECURITY, EDIT, DEPLOY],
 };
 /// In the owning group, and holds the role of security.
-pub const OLGA: Person = Person {
+pub(crate) const OLGA: Person = Person {
     user: "olga",
     groups: &["ml", OWNERS],
     roles: &[SECURITY],
 };
 /// A machine with every right that there is here.
-pub const ROBOT: Person = Person {
+pub(crate) const ROBOT: Person = Person {
     user: "system:serviceaccount:ci:deployer",
     groups: &[],
     roles: &[SECURITY, LEGAL, EDIT, DEPLOY],
 };
 /// May edit our kinds and nothing else: neither Jobs nor Deployments.
-pub const MALLORY: Person = Person {
+pub(crate) const MALLORY: Person = Person {
     user: "mallory",
     groups: &[],
     roles: &[EDIT],
 };
 /// Holds every right of the cluster.
-pub const ROOT: Person = Person {
+pub(crate) const ROOT: Person = Person {
     user: "root",
     groups: &["system:masters"],
     roles: &[],
@@ -91,7 +91,7 @@ const EVERYBODY: [Person; 9] = [ALICE, BOB, ERIN, CAROL, RITA, OLGA, ROBOT, MALL
 
 /// Who writes stamps down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stamps {
+pub(crate) enum Stamps {
     /// The mutating policy does.
     ByCluster,
     /// There is none: clients do.
@@ -99,15 +99,15 @@ pub enum Stamps {
 }
 
 /// A control plane with the chart, its people, and an operator that writes status.
-pub struct Scene {
-    pub installed: Installed,
-    pub stamps: Stamps,
+pub(crate) struct Scene {
+    pub(crate) installed: Installed,
+    pub(crate) stamps: Stamps,
     clients: BTreeMap<&'static str, Client>,
-    pub operator: Client,
+    pub(crate) operator: Client,
 }
 
 impl Scene {
-    pub async fn open(stamps: Stamps) -> Result<Self> {
+    pub(crate) async fn open(stamps: Stamps) -> Result<Self> {
         let mutating = format!("policies.mutating={}", stamps == Stamps::ByCluster);
         let values = [mutating.as_str(), "rbac.approverRoles={security,legal}"];
         let installed = Installed::start(&values).await?;
@@ -128,16 +128,16 @@ impl Scene {
         Ok(scene)
     }
 
-    pub fn client(&self, person: Person) -> Client {
+    pub(crate) fn client(&self, person: Person) -> Client {
         self.clients[person.user].clone()
     }
 
-    pub fn promotions(&self, person: Person) -> Api<ModelPromotion> {
+    pub(crate) fn promotions(&self, person: Person) -> Api<ModelPromotion> {
         Api::namespaced(self.client(person), NAMESPACE)
     }
 
     /// A promotion's manifest as its author would apply it.
-    pub fn manifest(&self, name: &str, author: Person) -> Value {
+    pub(crate) fn manifest(&self, name: &str, author: Person) -> Value {
         let mut manifest = yaml(include_str!("../../../crds/tests/rules/modelpromotion.yaml"));
         manifest["metadata"] = json!({"name": name, "namespace": NAMESPACE});
         if self.stamps == Stamps::ByClient {
@@ -147,13 +147,13 @@ impl Scene {
     }
 
     /// A promotion that Rita requested and that waits for approval.
-    pub async fn waiting(&self, name: &str) -> Result<()> {
+    pub(crate) async fn waiting(&self, name: &str) -> Result<()> {
         self.requested(name).await?;
         self.write_status(name, 1).await
     }
 
     /// A promotion that Rita requested and that the operator has not looked at.
-    pub async fn requested(&self, name: &str) -> Result<()> {
+    pub(crate) async fn requested(&self, name: &str) -> Result<()> {
         let manifest: ModelPromotion = serde_json::from_value(self.manifest(name, RITA))?;
         let made = self.promotions(RITA).create(&PostParams::default(), &manifest).await?;
         ensure!(
@@ -165,7 +165,7 @@ impl Scene {
     }
 
     /// What the operator would say: this is the request, approve it by its digest.
-    pub async fn write_status(&self, name: &str, generation: i64) -> Result<()> {
+    pub(crate) async fn write_status(&self, name: &str, generation: i64) -> Result<()> {
         let status = json!({"status": {"observedGeneration": generation, "phase": "AwaitingApproval", "request": {
             "digest": DIGEST, "candidate": "int8-static", "tier": "grave", "policyDigest": OTHER,
             "artifact": {"uri": "", "artifactDigest": "", "modelDigest": "", "bytes": 1},
@@ -179,7 +179,7 @@ impl Scene {
     }
 
     /// The annotations by which `person` approves, with the stamps where clients write them.
-    pub fn approve(&self, person: Person, seat: &str, digest: &str) -> Value {
+    pub(crate) fn approve(&self, person: Person, seat: &str, digest: &str) -> Value {
         let mut annotations = json!({format!("{}{seat}", names::APPROVE): digest});
         if self.stamps == Stamps::ByClient {
             annotations[format!("{}{seat}", names::APPROVED_BY)] = person.user.into();
@@ -189,7 +189,7 @@ impl Scene {
     }
 
     /// The annotations by which `person` rejects.
-    pub fn reject(&self, person: Person, seat: &str, digest: &str) -> Value {
+    pub(crate) fn reject(&self, person: Person, seat: &str, digest: &str) -> Value {
         let mut annotations = json!({format!("{}{seat}", names::REJECT): digest});
         if self.stamps == Stamps::ByClient {
             annotations[format!("{}{seat}", names::REJECTED_BY)] = person.user.into();
@@ -198,7 +198,7 @@ impl Scene {
     }
 
     /// The annotations by which an approval is withdrawn, with its stamps where clients write them.
-    pub fn withdraw(&self, seat: &str) -> Value {
+    pub(crate) fn withdraw(&self, seat: &str) -> Value {
         let mut annotations = json!({format!("{}{seat}", names::APPROVE): null});
         if self.stamps == Stamps::ByClient {
             annotations[format!("{}{seat}", names::APPROVED_BY)] = Value::Null;
@@ -208,12 +208,17 @@ impl Scene {
     }
 
     /// Annotates as `kubectl annotate` does.
-    pub async fn annotate(&self, person: Person, name: &str, annotations: &Value) -> kube::Result<ModelPromotion> {
+    pub(crate) async fn annotate(
+        &self,
+        person: Person,
+        name: &str,
+        annotations: &Value,
+    ) -> kube::Result<ModelPromotion> {
         self.patch(person, name, &json!({"metadata": {"annotations": annotations}}))
             .await
     }
 
-    pub async fn patch(&self, person: Person, name: &str, patch: &Value) -> kube::Result<ModelPromotion> {
+    pub(crate) async fn patch(&self, person: Person, name: &str, patch: &Value) -> kube::Result<ModelPromotion> {
         self.promotions(person)
             .patch(name, &PatchParams::default(), &Patch::Merge(patch))
             .await
@@ -251,19 +256,19 @@ impl Scene {
 }
 
 /// The person's groups as the API server sees them, joined as the stamp has them.
-pub fn joined(person: Person) -> String {
+pub(crate) fn joined(person: Person) -> String {
     let mut groups: Vec<&str> = person.groups.to_vec();
     groups.push("system:authenticated");
     groups.join(",")
 }
 
 /// The annotations of a promotion.
-pub fn annotations(promotion: &ModelPromotion) -> Value {
+pub(crate) fn annotations(promotion: &ModelPromotion) -> Value {
     json!(promotion.annotations())
 }
 
 /// Asserts that a refusal has all of these words.
-pub fn assert_refused<T: std::fmt::Debug>(what: &str, result: kube::Result<T>, words: &[&str]) -> Result<()> {
+pub(crate) fn assert_refused<T: std::fmt::Debug>(what: &str, result: kube::Result<T>, words: &[&str]) -> Result<()> {
     let said = refusal(result).with_context(|| what.to_owned())?;
     for word in words {
         ensure!(said.contains(word), "{what}: `{word}` is not in `{said}`");

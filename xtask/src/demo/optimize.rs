@@ -18,8 +18,8 @@ use crate::{cache, example, images, process, progress::Progress};
 
 const WITHIN: Duration = Duration::from_secs(300);
 /// The optimization that is promoted, and the one whose model the server refuses.
-pub(super) const OPTIMIZATION: &str = "magika-int8";
-pub(super) const REEXPORT: &str = "magika-reexport";
+const OPTIMIZATION: &str = "magika-int8";
+const REEXPORT: &str = "magika-reexport";
 
 /// Manifests with digests in them.
 pub(super) struct Pinned {
@@ -30,8 +30,6 @@ pub(super) struct Pinned {
 pub(super) struct Optimized {
     /// The candidate that passed every gate.
     pub(super) selected: CandidateStatus,
-    /// Everything else that was tried.
-    pub(super) rejected: Vec<CandidateStatus>,
 }
 
 /// The folder of the example's manifests.
@@ -41,14 +39,15 @@ pub(super) fn example_file(name: &str) -> PathBuf {
 
 /// Makes model and data, pushes them with `assayer pin --push`, and gives the pinned manifests.
 pub(super) fn publish_example(world: &World, progress: &Progress) -> Result<Pinned> {
-    example::make(&example::default_folder(), example::ROWS, progress)?;
+    example::ensure(&example::default_folder(), progress)?;
     let assayer = images::program("assayer", progress)?;
-    world.kubectl(Person::Admin, &["create", "namespace", NAMESPACE])?;
-    for file in ["rbac.yaml", "promotionpolicy.yaml"] {
+    for file in ["namespace.yaml", "rbac.yaml", "promotionpolicy.yaml"] {
         let path = example_file(file);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         world.apply(Person::Admin, &text)?;
     }
+    let [role, group] = ["--role=model-editor", "--group=interns"];
+    world.kubectl(Person::Admin, &["create", "rolebinding", "interns-edit", role, group])?;
     let mut manifests = Vec::new();
     for file in ["modeloptimization.yaml", "modeloptimization-reexport.yaml"] {
         let step = progress.step(format!("assayer pin -f examples/magika/{file} --push"));
@@ -115,7 +114,7 @@ pub(super) async fn watch(world: &World, pinned: &Pinned, progress: &Progress) -
         reexport.status.is_some_and(|status| status.selected.is_some()),
         "{REEXPORT} selected nothing"
     );
-    Ok(Optimized { selected, rejected })
+    Ok(Optimized { selected })
 }
 
 /// Dynamic INT8 is several times slower on the CPUs measured so far; where it is not, that is said.

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::optimize::{Optimized, example_file};
 use super::world::{NAMESPACE, Person, World};
-use crate::{example, progress::Progress};
+use crate::progress::Progress;
 
 /// The promotion, the workload, and the role that must approve.
 pub(super) const PROMOTION: &str = "magika-prod";
@@ -77,18 +77,14 @@ pub(super) async fn to_production(world: &World, optimized: &Optimized, progress
 /// The server's manifest with the image in it; its pods are refused until a model is promoted, which is failing closed.
 fn apply_server(world: &World, progress: &Progress) -> Result<()> {
     let image = fs::read_to_string(world.folder().join("scanner.image"))?;
-    let manifest = fs::read_to_string(example_file("deployment.yaml"))?.replace("SCANNER_IMAGE", image.trim());
-    let config = example::default_folder().join("config.min.json");
-    let config = config.to_str().context("the path is not UTF-8")?;
-    world.kubectl(
-        Person::Admin,
-        &[
-            "create",
-            "configmap",
-            "scanner-config",
-            &format!("--from-file=config.min.json={config}"),
-        ],
-    )?;
+    let manifest = fs::read_to_string(example_file("deployment.yaml"))?;
+    let placed = manifest.replace("image: scanner\n", &format!("image: {}\n", image.trim()));
+    ensure!(
+        placed != manifest,
+        "deployment.yaml has no placeholder `image: scanner`"
+    );
+    world.apply(Person::Admin, &fs::read_to_string(example_file("service.yaml"))?)?;
+    let manifest = placed;
     let said = world.apply(Person::Erin, &manifest)?;
     for line in said.lines() {
         progress.say(&format!("{}: {line}", Person::Erin.name()));

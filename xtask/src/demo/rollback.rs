@@ -6,9 +6,8 @@ use anyhow::{Context, Result, ensure};
 use assayer_crds::ModelPromotion;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
-use serde_json::json;
 
-use super::optimize::REEXPORT;
+use super::optimize::example_file;
 use super::promote::{self, Live, PROMOTION, WORKLOAD};
 use super::world::{NAMESPACE, Person, World};
 use crate::progress::Progress;
@@ -21,14 +20,8 @@ pub(super) async fn of_a_server_that_cannot_become_ready(
     live: &Live,
     progress: &Progress,
 ) -> Result<()> {
-    let patch = json!({"spec": {
-        "change": {"ticket": "CHG-4712", "reason": "Take the exporter's new file"},
-        "source": {"modelOptimization": {"name": REEXPORT}},
-    }});
-    let said = world.kubectl(
-        Person::Erin,
-        &["patch", "mpromo", PROMOTION, "--type=merge", "-p", &patch.to_string()],
-    )?;
+    let manifest = std::fs::read_to_string(example_file("modelpromotion-reexport.yaml"))?;
+    let said = world.apply(Person::Erin, &manifest)?;
     progress.say(&format!("{}: {}", Person::Erin.name(), said.trim()));
     let waiting = promote::reach(world, "AwaitingApproval", progress).await?;
     let still = waiting.status.as_ref().and_then(|status| status.live.as_ref());

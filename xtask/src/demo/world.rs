@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Namespace of the example.
-pub(super) const NAMESPACE: &str = "assayer-demo";
+pub(super) const NAMESPACE: &str = "ml";
 /// Namespace of the operator.
 pub(super) const SYSTEM: &str = "assayer-system";
 const RELEASE: &str = "assayer";
@@ -58,9 +58,9 @@ impl Person {
     fn groups(self) -> &'static [&'static str] {
         match self {
             Self::Admin => &[],
-            Self::Erin => &["ml-engineers", "model-editors"],
-            Self::Mallory => &["model-editors"],
-            Self::Sam => &["security-approvers"],
+            Self::Erin => &["file-security"],
+            Self::Mallory => &["interns"],
+            Self::Sam => &["security-review"],
         }
     }
 }
@@ -290,7 +290,7 @@ impl World {
             self.kubectl(Person::Admin, &["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
             self.kubectl(
                 Person::Admin,
-                &["delete", "promotionpolicy", "assayer-demo", "--ignore-not-found"],
+                &["delete", "promotionpolicy", "ml", "--ignore-not-found"],
             )?;
             self.helm(&["uninstall", RELEASE])?;
         }

@@ -15,8 +15,13 @@ use super::{
     image::{Image, Start},
     layer::{Contents, Layer},
 };
-use crate::{cache, process, progress::Progress, tools::pypi};
+use crate::{
+    cache, process,
+    progress::{Progress, Step},
+    tools::pypi,
+};
 
+const SCANNER_CONFIG: &str = "/etc/scanner/config.min.json";
 const ONNX_RUNTIME: &str = "/usr/lib/libonnxruntime.so";
 
 /// An image of ours.
@@ -66,7 +71,7 @@ impl Ours {
 /// Builds a program of ours that is in no image, and gives its path.
 pub fn program(name: &str, progress: &Progress) -> Result<PathBuf> {
     let step = progress.step(format!("compile {name} with cargo"));
-    let found = executables_of(&["--package", name, "--bin", name])?;
+    let found = executables_of_the_workspace(&step)?;
     step.done("");
     found
         .get(name)
@@ -78,6 +83,7 @@ pub fn program(name: &str, progress: &Progress) -> Result<PathBuf> {
 pub fn build(wanted: &[Ours], progress: &Progress) -> Result<Built> {
     let programs = compile(wanted, progress)?;
     let runtime = pypi::onnx_runtime(progress)?;
+    pypi::ensure(&pypi::MAGIKA, progress)?;
     let step = progress.step("build images");
     let mut libraries_of: Vec<&Path> = programs.values().map(PathBuf::as_path).collect();
     libraries_of.push(&runtime);
@@ -110,7 +116,11 @@ fn assemble(ours: Ours, program: &Path, base: &Layer, runtime: &Layer) -> Result
         layers.push(runtime.clone());
         environment.push(format!("ORT_DYLIB_PATH={ONNX_RUNTIME}"));
     }
-    layers.push(Contents::default().file(&path, 0o755, stripped(program)?).build()?);
+    let mut contents = Contents::default().file(&path, 0o755, stripped(program)?);
+    if ours == Ours::Scanner {
+        contents = contents.file(SCANNER_CONFIG, 0o644, read(&pypi::magika_config_path()?)?);
+    }
+    layers.push(contents.build()?);
     Image::new(
         layers,
         &Start {
@@ -143,12 +153,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// Each program's path by its name, as cargo reports it.
 fn compile(wanted: &[Ours], progress: &Progress) -> Result<BTreeMap<String, PathBuf>> {
     let step = progress.step("compile programs with cargo");
-    let mut arguments = Vec::new();
-    for ours in wanted {
-        let (package, binary) = ours.package_and_binary();
-        arguments.extend(["--package", package, "--bin", binary]);
-    }
-    let programs = executables_of(&arguments)?;
+    let programs = executables_of_the_workspace(&step)?;
     if programs.is_empty() {
         bail!("cargo built nothing for {wanted:?}");
     }
@@ -156,13 +161,17 @@ fn compile(wanted: &[Ours], progress: &Progress) -> Result<BTreeMap<String, Path
     Ok(programs)
 }
 
-fn executables_of(arguments: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+/// All of them at once: cargo unifies features over what it builds, so that asking for single packages compiles their
+/// dependencies once more for each choice.
+fn executables_of_the_workspace(step: &Step) -> Result<BTreeMap<String, PathBuf>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(cache::workspace())
-        .args(["build", "--message-format=json-render-diagnostics"])
-        .args(arguments);
-    executables(&process::read(&mut cargo)?)
+    cargo.current_dir(cache::workspace()).args([
+        "build",
+        "--workspace",
+        "--bins",
+        "--message-format=json-render-diagnostics",
+    ]);
+    executables(&process::read_shown(&mut cargo, step)?)
 }
 
 fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {

@@ -231,7 +231,7 @@ fn build(program: &str, progress: &Progress) -> Result<()> {
         module.tags,
         "-o",
     ]);
-    process::run(command.arg(&aside).arg(package)).with_context(|| {
+    process::read_shown(command.arg(&aside).arg(package), &step).with_context(|| {
         format!(
             "build {program}: Go 1.26 or newer and its module proxy are needed{}",
             cgo_hint(module)

@@ -56,6 +56,11 @@ pub fn magika_model_path() -> Result<PathBuf> {
     Ok(folder_of(&MAGIKA)?.join("magika/models/standard_v3_3/model.onnx"))
 }
 
+/// Where the sizes and labels of [`magika_model_path`] are, or will be.
+pub fn magika_config_path() -> Result<PathBuf> {
+    Ok(folder_of(&MAGIKA)?.join("magika/models/standard_v3_3/config.min.json"))
+}
+
 fn folder_of(wheel: &Wheel) -> Result<PathBuf> {
     Ok(cache::folder("pypi")?.join(format!("{}-{}", wheel.name, wheel.version)))
 }

@@ -59,7 +59,9 @@ fn accuracy(measured: &[&Measured]) -> Option<f64> {
 /// The fastest candidate that passed; among those within 3 % of it the smallest, then the first by name.
 pub fn select(contenders: &[Contender]) -> Option<&Contender> {
     let passed = contenders.iter().filter(|contender| contender.passed);
-    let timed: Vec<(&Contender, f64)> = passed.filter_map(|contender| Some((contender, contender.speed?))).collect();
+    let timed: Vec<(&Contender, f64)> = passed
+        .filter_map(|contender| Some((contender, contender.speed?)))
+        .collect();
     let fastest = timed.iter().map(|(_, speed)| *speed).reduce(f64::min)?;
     let close = timed.into_iter().filter(|(_, speed)| *speed <= fastest * TIE);
     close
@@ -82,5 +84,9 @@ pub fn pareto(contenders: &[Contender]) -> Vec<String> {
             as_good && (other.1 > point.1 || other.2 < point.2 || other.3 < point.3)
         })
     };
-    points.iter().filter(|point| !beaten(point)).map(|point| point.0.to_owned()).collect()
+    points
+        .iter()
+        .filter(|point| !beaten(point))
+        .map(|point| point.0.to_owned())
+        .collect()
 }

@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 
 use assayer_crds::optimization::{Environment, ExecutionProvider};
 use assayer_crds::pods::{PodOptions, ResourceQuantity, TaintEffect, TolerationOperator};
-use k8s_openapi::api::core::v1::{
-    PodResourceClaim, PodSpec, ResourceClaim, ResourceRequirements, Toleration,
-};
+use k8s_openapi::api::core::v1::{PodResourceClaim, PodSpec, ResourceClaim, ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// What a worker container gets where nothing is named.
@@ -41,14 +39,26 @@ fn quantities(given: &BTreeMap<String, ResourceQuantity>, measured: bool) -> BTr
 /// Requests and limits of one container. Limits that are missing are the requests, then the defaults: without a CPU limit ONNX
 /// Runtime would take as many threads as the node has cores.
 pub(super) fn requirements(environment: Option<&Environment>, measured: bool) -> ResourceRequirements {
-    let given = environment.and_then(|e| e.pod.as_ref()).and_then(|pod| pod.resources.as_ref());
-    let mut requests = given.map(|given| quantities(&given.requests, measured)).unwrap_or_default();
-    let mut limits = given.map(|given| quantities(&given.limits, measured)).unwrap_or_default();
+    let given = environment
+        .and_then(|e| e.pod.as_ref())
+        .and_then(|pod| pod.resources.as_ref());
+    let mut requests = given
+        .map(|given| quantities(&given.requests, measured))
+        .unwrap_or_default();
+    let mut limits = given
+        .map(|given| quantities(&given.limits, measured))
+        .unwrap_or_default();
     for (name, default) in DEFAULTS {
-        let fallback = requests.get(name).cloned().unwrap_or_else(|| Quantity(default.to_owned()));
+        let fallback = requests
+            .get(name)
+            .cloned()
+            .unwrap_or_else(|| Quantity(default.to_owned()));
         limits.entry(name.to_owned()).or_insert(fallback);
     }
-    let claims = environment.and_then(|e| e.pod.as_ref()).map(|pod| pod.resource_claims.as_slice()).unwrap_or_default();
+    let claims = environment
+        .and_then(|e| e.pod.as_ref())
+        .map(|pod| pod.resource_claims.as_slice())
+        .unwrap_or_default();
     let wants_gpu = measured && environment.is_some_and(accelerated);
     if wants_gpu && claims.is_empty() && !limits.keys().any(|name| extended(name)) {
         limits.insert(NVIDIA.to_owned(), Quantity("1".to_owned()));
@@ -70,7 +80,10 @@ pub(super) fn requirements(environment: Option<&Environment>, measured: bool) ->
 /// Puts the pod where the environment says.
 pub(super) fn place(spec: &mut PodSpec, options: &PodOptions, measured: bool) {
     if !options.node_selector.is_empty() {
-        let selector = options.node_selector.iter().map(|(key, value)| (key.clone(), value.0.clone()));
+        let selector = options
+            .node_selector
+            .iter()
+            .map(|(key, value)| (key.clone(), value.0.clone()));
         spec.node_selector = Some(selector.collect());
     }
     if !options.tolerations.is_empty() {

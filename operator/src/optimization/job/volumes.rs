@@ -49,8 +49,18 @@ fn folders(role: Role, work: &Work) -> &'static [Folder] {
 
 fn secret(request: &Request<'_>, role: Role) -> Option<(&'static str, &'static str)> {
     match role {
-        Role::Stage => request.spec.run.pull_secret.as_ref().map(|_| (PULL, paths::PULL_SECRET)),
-        Role::Publish => request.spec.output.push_secret.as_ref().map(|_| (PUSH, paths::PUSH_SECRET)),
+        Role::Stage => request
+            .spec
+            .run
+            .pull_secret
+            .as_ref()
+            .map(|_| (PULL, paths::PULL_SECRET)),
+        Role::Publish => request
+            .spec
+            .output
+            .push_secret
+            .as_ref()
+            .map(|_| (PUSH, paths::PUSH_SECRET)),
         Role::Optimize | Role::Run | Role::Score => None,
     }
 }
@@ -91,7 +101,11 @@ pub(super) fn volumes(request: &Request<'_>) -> Vec<Volume> {
         for (folder, _) in folders(role, &request.plan.work) {
             if !seen.contains(folder) {
                 seen.push(folder);
-                let limit = if *folder == paths::LABELS { SMALL_LIMIT } else { SHARED_LIMIT };
+                let limit = if *folder == paths::LABELS {
+                    SMALL_LIMIT
+                } else {
+                    SHARED_LIMIT
+                };
                 volumes.push(empty(folder, limit));
             }
         }

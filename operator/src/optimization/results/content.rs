@@ -4,7 +4,7 @@
 
 use assayer_crds::conditions::{REPORT_IMPLAUSIBLE, REPORT_INVALID};
 use assayer_crds::contract::{
-    Made, MakePlan, Measured, MeasurePlan, Measurements, Outcome, Report, Role, Termination, Work, WorkerPlan, metrics,
+    Made, MakePlan, MeasurePlan, Measured, Measurements, Outcome, Report, Role, Termination, Work, WorkerPlan, metrics,
 };
 use assayer_crds::digest::model_digest;
 use k8s_openapi::api::core::v1::Pod;
@@ -35,9 +35,13 @@ pub fn check(plan: &WorkerPlan, report: &Report, termination: Option<&Terminatio
             if let Some(announced) = termination {
                 let same = announced.artifact_digest.as_ref() == Some(&made.artifact_digest)
                     && announced.model_digest.as_ref() == Some(&made.model_digest);
-                require(same, || "the termination message announces another artifact than the report".into())?;
+                require(same, || {
+                    "the termination message announces another artifact than the report".into()
+                })?;
                 let uri = format!("{}@{}", asked.output, made.artifact_digest);
-                require(made.uri == uri, || format!("the artifact is at {}, expected {uri}", made.uri))?;
+                require(made.uri == uri, || {
+                    format!("the artifact is at {}, expected {uri}", made.uri)
+                })?;
             }
             Ok(())
         }
@@ -49,35 +53,65 @@ pub fn check(plan: &WorkerPlan, report: &Report, termination: Option<&Terminatio
 fn check_made(asked: &MakePlan, made: &Made) -> Result<(), Problem> {
     if let Some(expected) = &asked.baseline.model_digest {
         require(made.baseline_digest == *expected, || {
-            format!("the baseline had model digest {}, expected {expected}", made.baseline_digest)
+            format!(
+                "the baseline had model digest {}, expected {expected}",
+                made.baseline_digest
+            )
         })?;
     }
     require(!made.files.is_empty(), || "the artifact has no files".into())?;
     let computed = model_digest(&made.files);
     require(computed == made.model_digest, || {
-        format!("the files make model digest {computed}, the report says {}", made.model_digest)
+        format!(
+            "the files make model digest {computed}, the report says {}",
+            made.model_digest
+        )
     })?;
-    let sum = made.files.iter().try_fold(0_u64, |sum, file| sum.checked_add(file.size));
-    require(sum == Some(made.bytes), || format!("the files do not add up to {} bytes", made.bytes))?;
-    require(made.model_digest != made.baseline_digest, || "the candidate is the baseline, byte for byte".into())?;
-    require(made.seconds.is_finite() && made.seconds >= 0.0, || "seconds is not a time".into())
+    let sum = made
+        .files
+        .iter()
+        .try_fold(0_u64, |sum, file| sum.checked_add(file.size));
+    require(sum == Some(made.bytes), || {
+        format!("the files do not add up to {} bytes", made.bytes)
+    })?;
+    require(made.model_digest != made.baseline_digest, || {
+        "the candidate is the baseline, byte for byte".into()
+    })?;
+    require(made.seconds.is_finite() && made.seconds >= 0.0, || {
+        "seconds is not a time".into()
+    })
 }
 
 fn check_measured(asked: &MeasurePlan, measured: &Measured) -> Result<(), Problem> {
     require(measured.environment == asked.environment, || {
-        format!("environment is `{}`, expected `{}`", measured.environment, asked.environment)
+        format!(
+            "environment is `{}`, expected `{}`",
+            measured.environment, asked.environment
+        )
     })?;
     require(measured.execution_provider == asked.execution_provider, || {
-        format!("the model ran on {}, expected {}", measured.execution_provider, asked.execution_provider)
+        format!(
+            "the model ran on {}, expected {}",
+            measured.execution_provider, asked.execution_provider
+        )
     })?;
     if let Some(expected) = &asked.baseline.model_digest {
         require(measured.baseline_digest == *expected, || {
-            format!("the baseline had model digest {}, expected {expected}", measured.baseline_digest)
+            format!(
+                "the baseline had model digest {}, expected {expected}",
+                measured.baseline_digest
+            )
         })?;
     }
-    let expected = asked.candidate.as_ref().and_then(|candidate| candidate.model_digest.as_ref());
+    let expected = asked
+        .candidate
+        .as_ref()
+        .and_then(|candidate| candidate.model_digest.as_ref());
     require(measured.candidate_digest.as_ref() == expected, || {
-        format!("the candidate had model digest {:?}, expected {expected:?}", measured.candidate_digest)
+        format!(
+            "the candidate had model digest {:?}, expected {expected:?}",
+            measured.candidate_digest
+        )
     })?;
     require(measured.candidate.is_some() == asked.candidate.is_some(), || {
         "the report has measurements of a candidate where none was asked for, or lacks them".into()
@@ -89,12 +123,19 @@ fn check_measured(asked: &MeasurePlan, measured: &Measured) -> Result<(), Proble
         check_values(measurements)?;
     }
     let labelled = [metrics::ACCURACY, metrics::ARTIFACT_SIZE];
-    let claimed = measured.self_reported.iter().find(|name| labelled.contains(&name.as_str()));
-    require(claimed.is_none(), || "accuracy and artifactSize can't be self-reported".into())
+    let claimed = measured
+        .self_reported
+        .iter()
+        .find(|name| labelled.contains(&name.as_str()));
+    require(claimed.is_none(), || {
+        "accuracy and artifactSize can't be self-reported".into()
+    })
 }
 
 fn check_values(measurements: &Measurements) -> Result<(), Problem> {
-    require(measurements.len() <= MAX_METRICS, || format!("more than {MAX_METRICS} metrics"))?;
+    require(measurements.len() <= MAX_METRICS, || {
+        format!("more than {MAX_METRICS} metrics")
+    })?;
     for (name, measurement) in measurements {
         let value = measurement.value;
         require(value.is_finite() && value >= 0.0, || format!("{name} is {value}"))?;
@@ -158,5 +199,7 @@ fn fits_within(report: &Report, claimed: f64, limit: f64) -> Result<(), Problem>
 /// Half of the runs took at least the median.
 #[expect(clippy::cast_precision_loss, reason = "a bound, not a figure")]
 fn least_seconds(measurements: &Measurements) -> f64 {
-    measurements.get(metrics::LATENCY_P50).map_or(0.0, |p50| p50.value * (p50.samples as f64) / 2.0)
+    measurements
+        .get(metrics::LATENCY_P50)
+        .map_or(0.0, |p50| p50.value * (p50.samples as f64) / 2.0)
 }

@@ -10,6 +10,8 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting
 use super::{ObservedPod, Problem, passes};
 use crate::optimization::observed::Seen;
 
+/// The Job controller's word for a Job whose time is up.
+pub(super) const DEADLINE: &str = "DeadlineExceeded";
 /// Longest message that is taken over from elsewhere.
 const MESSAGE_CUT: usize = 700;
 /// What may hold an attempt up until its deadline; then it is the reason of the failure.
@@ -26,12 +28,17 @@ fn cut(text: &str) -> String {
 
 /// The constant of a reason's word, where it is one of ours.
 pub(in crate::optimization) fn known(word: &str) -> Option<&'static str> {
-    reasons::REASONS.iter().find(|reason| reason.name == word).map(|reason| reason.name)
+    reasons::REASONS
+        .iter()
+        .find(|reason| reason.name == word)
+        .map(|reason| reason.name)
 }
 
 /// A failure in the worker's own words.
 pub(super) fn reported(failure: &Failure) -> Problem {
-    let worker = assayer_crds::contract::reasons::ALL.iter().find(|reason| **reason == failure.reason);
+    let worker = assayer_crds::contract::reasons::ALL
+        .iter()
+        .find(|reason| **reason == failure.reason);
     match worker {
         Some(reason) => Problem {
             reason,
@@ -40,7 +47,10 @@ pub(super) fn reported(failure: &Failure) -> Problem {
         },
         None => Problem::lasting(
             reasons::REPORT_INVALID,
-            format!("the worker gives the unknown reason `{}`", failure.reason.chars().take(60).collect::<String>()),
+            format!(
+                "the worker gives the unknown reason `{}`",
+                failure.reason.chars().take(60).collect::<String>()
+            ),
         ),
     }
 }
@@ -53,15 +63,25 @@ pub(super) fn lost(pod: &Pod) -> Option<Problem> {
         if message.contains("exceeds the") && message.contains("limit") {
             return Some(Problem::lasting(reasons::OUT_OF_RESOURCES, cut(message)));
         }
-        return Some(Problem::passing(reasons::POD_LOST, format!("the pod was evicted: {}", cut(message))));
+        return Some(Problem::passing(
+            reasons::POD_LOST,
+            format!("the pod was evicted: {}", cut(message)),
+        ));
     }
     let disrupted = status
         .conditions
         .iter()
         .flatten()
         .find(|condition| condition.type_ == "DisruptionTarget" && condition.status == "True")?;
-    let why = disrupted.message.as_deref().or(disrupted.reason.as_deref()).unwrap_or_default();
-    Some(Problem::passing(reasons::POD_LOST, format!("the pod was disrupted: {}", cut(why))))
+    let why = disrupted
+        .message
+        .as_deref()
+        .or(disrupted.reason.as_deref())
+        .unwrap_or_default();
+    Some(Problem::passing(
+        reasons::POD_LOST,
+        format!("the pod was disrupted: {}", cut(why)),
+    ))
 }
 
 /// A pod that ended without any container having ended.
@@ -69,13 +89,19 @@ pub(super) fn pod_failed(pod: &Pod) -> Problem {
     let status = pod.status.as_ref();
     let reason = status.and_then(|s| s.reason.as_deref()).unwrap_or("no reason");
     let message = status.and_then(|s| s.message.as_deref()).unwrap_or("no message");
-    Problem::passing(reasons::POD_LOST, format!("the node gave up the pod: {reason}: {}", cut(message)))
+    Problem::passing(
+        reasons::POD_LOST,
+        format!("the node gave up the pod: {reason}: {}", cut(message)),
+    )
 }
 
 /// The Job failed and no container tells why. What held it up is the reason, if anything did.
 pub(super) fn job_failed(reason: &str, message: &str, remembered: Option<Problem>) -> Problem {
-    if reason != "DeadlineExceeded" {
-        return Problem::passing(reasons::POD_LOST, format!("the Job failed and its pod is gone: {reason}: {}", cut(message)));
+    if reason != DEADLINE {
+        return Problem::passing(
+            reasons::POD_LOST,
+            format!("the Job failed and its pod is gone: {reason}: {}", cut(message)),
+        );
     }
     match remembered.filter(|held| HOLDS.contains(&held.reason)) {
         Some(held) => Problem::lasting(held.reason, format!("until the deadline: {}", held.message)),
@@ -88,7 +114,10 @@ pub(super) fn job_failed(reason: &str, message: &str, remembered: Option<Problem
 
 /// The last refusal to create the pod.
 pub(super) fn refused(events: &[Seen]) -> Option<Problem> {
-    let event = events.iter().rev().find(|event| event.warning && event.reason == "FailedCreate")?;
+    let event = events
+        .iter()
+        .rev()
+        .find(|event| event.warning && event.reason == "FailedCreate")?;
     Some(Problem::passing(reasons::POD_REFUSED, cut(&event.message)))
 }
 
@@ -101,27 +130,48 @@ pub(super) fn waiting(pod: &ObservedPod) -> Option<Problem> {
         .flatten()
         .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     if let Some(condition) = unscheduled {
-        let why = condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or_default();
+        let why = condition
+            .message
+            .as_deref()
+            .or(condition.reason.as_deref())
+            .unwrap_or_default();
         return Some(Problem::passing(reasons::UNSCHEDULABLE, cut(why)));
     }
-    let statuses = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
-    let states = statuses.filter_map(|status| status.state.as_ref()).collect::<Vec<_>>();
-    if let Some(problem) = states.iter().filter_map(|state| state.waiting.as_ref()).find_map(held) {
+    let all = status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .chain(status.container_statuses.iter().flatten());
+    let each = all.filter_map(|status| status.state.as_ref()).collect::<Vec<_>>();
+    if let Some(problem) = each.iter().filter_map(|state| state.waiting.as_ref()).find_map(held) {
         return Some(problem);
     }
-    let began = states.iter().any(|state| state.running.is_some() || state.terminated.is_some());
+    let began = each
+        .iter()
+        .any(|state| state.running.is_some() || state.terminated.is_some());
     let event = pod.events.iter().rev().find(|event| {
-        event.warning && matches!(event.reason.as_str(), "FailedMount" | "FailedAttachVolume" | "FailedCreatePodSandBox")
+        event.warning
+            && matches!(
+                event.reason.as_str(),
+                "FailedMount" | "FailedAttachVolume" | "FailedCreatePodSandBox"
+            )
     });
-    event.filter(|_| !began).map(|event| Problem::passing(reasons::POD_NOT_STARTED, cut(&event.message)))
+    event
+        .filter(|_| !began)
+        .map(|event| Problem::passing(reasons::POD_NOT_STARTED, cut(&event.message)))
 }
 
 fn held(waiting: &ContainerStateWaiting) -> Option<Problem> {
     let message = waiting.message.as_deref().unwrap_or_default();
     let word = waiting.reason.as_deref().unwrap_or_default();
     let reason = match word {
-        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError"
-        | "RegistryUnavailable" | "SignatureValidationFailed" => reasons::IMAGE_UNAVAILABLE,
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "ImageInspectError"
+        | "RegistryUnavailable"
+        | "SignatureValidationFailed" => reasons::IMAGE_UNAVAILABLE,
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => reasons::POD_NOT_STARTED,
         _ => return None,
     };
@@ -170,7 +220,10 @@ pub(super) fn wordless(container: &str, state: &ContainerStateTerminated) -> Pro
     if let Some(problem) = by_end(container, state) {
         return problem;
     }
-    let text = format!("container {container} exited with {} and left no report", state.exit_code);
+    let text = format!(
+        "container {container} exited with {} and left no report",
+        state.exit_code
+    );
     if state.exit_code == 0 {
         return Problem::lasting(reasons::REPORT_INVALID, text);
     }

@@ -15,7 +15,9 @@ use super::Problem;
 fn mismatch(what: impl std::fmt::Display) -> Problem {
     Problem::lasting(
         WORKER_IDENTITY_MISMATCH,
-        format!("{what}: a result counts only from the pod that was asked; look for an admission webhook that changes pods"),
+        format!(
+            "{what}: a result counts only from the pod that was asked; look for an admission webhook that changes pods"
+        ),
     )
 }
 
@@ -29,7 +31,9 @@ pub(super) fn check(job: &Job, job_uid: &str, pod: &Pod) -> Result<(), Problem> 
         return Err(mismatch("the pod is not controlled by the Job"));
     }
     let template = job.spec.as_ref().map(|spec| &spec.template);
-    let wanted_annotations = template.and_then(|t| t.metadata.as_ref()).and_then(|m| m.annotations.as_ref());
+    let wanted_annotations = template
+        .and_then(|t| t.metadata.as_ref())
+        .and_then(|m| m.annotations.as_ref());
     for name in [names::PLAN, names::PLAN_DIGEST] {
         let wanted = wanted_annotations.and_then(|annotations| annotations.get(name));
         if wanted.is_none() || pod.annotations().get(name) != wanted {
@@ -74,15 +78,24 @@ fn volumes(wanted: &PodSpec, found: &PodSpec) -> Result<(), Problem> {
     let all = found.volumes.as_deref().unwrap_or_default();
     for volume in wanted.volumes.as_deref().unwrap_or_default() {
         if !all.contains(volume) {
-            return Err(mismatch(format_args!("volume {} of the pod is another one", volume.name)));
+            return Err(mismatch(format_args!(
+                "volume {} of the pod is another one",
+                volume.name
+            )));
         }
     }
     Ok(())
 }
 
 fn containers(wanted: &[Container], found: &[Container]) -> Result<(), Problem> {
-    if let Some(extra) = found.iter().find(|container| !wanted.iter().any(|w| w.name == container.name)) {
-        return Err(mismatch(format_args!("the pod has an unknown container {}", extra.name)));
+    if let Some(extra) = found
+        .iter()
+        .find(|container| !wanted.iter().any(|w| w.name == container.name))
+    {
+        return Err(mismatch(format_args!(
+            "the pod has an unknown container {}",
+            extra.name
+        )));
     }
     if wanted.len() != found.len() {
         return Err(mismatch("the pod lacks a container"));
@@ -92,18 +105,24 @@ fn containers(wanted: &[Container], found: &[Container]) -> Result<(), Problem> 
         let differs = [
             ("name", wanted.name != found.name),
             ("image", wanted.image != found.image),
-            ("command", something_in(&found.command)),
+            ("command", something_in(found.command.as_ref())),
             ("args", wanted.args != found.args),
-            ("env", something_in(&found.env)),
-            ("envFrom", something_in(&found.env_from)),
+            ("env", something_in(found.env.as_ref())),
+            ("envFrom", something_in(found.env_from.as_ref())),
             ("volumeMounts", wanted.volume_mounts != found.volume_mounts),
-            ("volumeDevices", something_in(&found.volume_devices)),
+            ("volumeDevices", something_in(found.volume_devices.as_ref())),
             ("securityContext", wanted.security_context != found.security_context),
             ("workingDir", found.working_dir.is_some()),
             ("lifecycle", found.lifecycle.is_some()),
             ("restartPolicy", found.restart_policy.is_some()),
-            ("terminationMessagePath", wanted.termination_message_path != found.termination_message_path),
-            ("terminationMessagePolicy", wanted.termination_message_policy != found.termination_message_policy),
+            (
+                "terminationMessagePath",
+                wanted.termination_message_path != found.termination_message_path,
+            ),
+            (
+                "terminationMessagePolicy",
+                wanted.termination_message_policy != found.termination_message_policy,
+            ),
         ];
         if let Some((field, _)) = differs.iter().find(|(_, differs)| *differs) {
             return Err(mismatch(format_args!("{field} of container {name} is another one")));
@@ -113,14 +132,16 @@ fn containers(wanted: &[Container], found: &[Container]) -> Result<(), Problem> 
 }
 
 /// True when the list has something in it: workers have no command, no environment and no devices of their own.
-fn something_in<T>(list: &Option<Vec<T>>) -> bool {
-    list.as_ref().is_some_and(|list| !list.is_empty())
+fn something_in<T>(list: Option<&Vec<T>>) -> bool {
+    list.is_some_and(|list| !list.is_empty())
 }
 
 /// Each container that started must have run the image that was asked for, by digest.
 fn images(wanted: &PodSpec, pod: &Pod) -> Result<(), Problem> {
     let status = pod.status.as_ref();
-    let inits = status.and_then(|s| s.init_container_statuses.as_deref()).unwrap_or_default();
+    let inits = status
+        .and_then(|s| s.init_container_statuses.as_deref())
+        .unwrap_or_default();
     let mains = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
     let containers = wanted.init_containers.iter().flatten().chain(&wanted.containers);
     for container in containers {

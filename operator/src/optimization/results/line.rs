@@ -49,7 +49,10 @@ pub(super) fn find(asked: Asked<'_>, message: &str, log: &[u8]) -> Result<(Strin
 pub(super) fn parse(asked: Asked<'_>, line: &str) -> Result<Report, String> {
     let report: Report = serde_json::from_str(line).map_err(|error| format!("the report can't be read: {error}"))?;
     if report.v != CONTRACT_VERSION {
-        return Err(format!("the report has version {}, expected {CONTRACT_VERSION}", report.v));
+        return Err(format!(
+            "the report has version {}, expected {CONTRACT_VERSION}",
+            report.v
+        ));
     }
     if report.nonce != asked.plan.nonce {
         return Err("the report names another attempt's nonce".to_owned());

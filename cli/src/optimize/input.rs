@@ -1,0 +1,141 @@
+//! What is asked: the manifest, checked as a cluster would check it, with its local files found and named by digest.
+//!
+//! Decides which form of the spec goes where: `runnable` to the workers, `stated` into the evidence. Never parses models or data.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use assayer_crds::digest::Digest;
+use assayer_crds::optimization::Environment;
+use assayer_crds::{ModelOptimization, ModelOptimizationSpec};
+use assayer_worker::storage;
+use kube::ResourceExt as _;
+use serde_json::Value;
+
+use crate::manifest::{Manifest, URIS};
+use crate::schema;
+
+const OCI: &str = "oci://";
+/// Stands for local files where the schema wants an artifact by digest.
+const STAND_IN: &str = "oci://localhost/local";
+
+/// A manifest that can be carried out.
+#[derive(Debug)]
+pub(super) struct Input {
+    /// The object's name.
+    pub(super) name: String,
+    /// The spec with absolute paths: what workers are asked with. Its output is set by whoever runs them, where that is local.
+    pub(super) runnable: ModelOptimizationSpec,
+    /// The spec with every local file named by digest: what evidence states.
+    pub(super) stated: ModelOptimizationSpec,
+    /// Digest of the baseline, where it is local.
+    pub(super) baseline: Option<Digest>,
+    /// Where results go on this machine.
+    pub(super) output: PathBuf,
+    /// Whether candidates are also pushed.
+    pub(super) pushes: bool,
+    local: Vec<LocalFile>,
+}
+
+/// A file or folder of this machine, as it was when the run began.
+#[derive(Debug)]
+struct LocalFile {
+    field: &'static str,
+    path: PathBuf,
+    digest: Digest,
+}
+
+/// Reads, checks and resolves a manifest.
+pub(super) fn read(file: &Path, output: Option<&Path>) -> Result<Input> {
+    let manifest = Manifest::read(file)?;
+    let object = manifest.object()?;
+    check(&manifest, object)?;
+    let optimization = manifest.optimization()?;
+    let name = optimization.name_any();
+    ensure!(!name.is_empty(), "{}: metadata.name is missing", manifest.name);
+    ensure!(!optimization.spec.suspend, "{}: spec.suspend is true: remove it to start the work", manifest.name);
+    resolve(&manifest, optimization, name, output)
+}
+
+/// As the API server would, with stand-ins for local files.
+fn check(manifest: &Manifest, mut object: Value) -> Result<()> {
+    let by_digest = format!("{STAND_IN}@{}", Digest::of(b""));
+    for field in URIS {
+        let stand_in = if field == URIS[3] { STAND_IN } else { &by_digest };
+        if let Some(Value::String(uri)) = object.pointer_mut(field)
+            && !uri.starts_with(OCI)
+        {
+            ensure!(!uri.is_empty(), "{}: {field} is empty", manifest.name);
+            stand_in.clone_into(uri);
+        }
+    }
+    schema::check(&object).with_context(|| format!("{} is refused", manifest.name))
+}
+
+fn resolve(manifest: &Manifest, optimization: ModelOptimization, name: String, output: Option<&Path>) -> Result<Input> {
+    let (mut runnable, mut stated) = (optimization.spec.clone(), optimization.spec);
+    let mut local = Vec::new();
+    let mut baseline = None;
+    for (index, field) in URIS[..3].iter().enumerate() {
+        let (Some(run), Some(state)) = (uri(&mut runnable, index), uri(&mut stated, index)) else { continue };
+        if run.starts_with(OCI) {
+            continue;
+        }
+        let path = std::path::absolute(manifest.local(run))?;
+        let digest = digest(field, &path)?;
+        *state = format!("{state}@{digest}");
+        *run = path.to_str().with_context(|| format!("{field}: {} is not UTF-8", path.display()))?.to_owned();
+        if index == 0 {
+            baseline = Some(digest.clone());
+        }
+        local.push(LocalFile { field, path, digest });
+    }
+    let pushes = runnable.output.uri.starts_with(OCI);
+    let output = match output {
+        Some(folder) => folder.to_owned(),
+        None if pushes => bail!("spec.output.uri is {}: say where evidence goes on this machine with --output DIR", runnable.output.uri),
+        None => manifest.local(&runnable.output.uri),
+    };
+    Ok(Input { name, runnable, stated, baseline, output, pushes, local })
+}
+
+fn uri(spec: &mut ModelOptimizationSpec, index: usize) -> Option<&mut String> {
+    match index {
+        0 => Some(&mut spec.model.uri),
+        1 => spec.data.calibration.as_mut().map(|calibration| &mut calibration.uri),
+        _ => Some(&mut spec.data.evaluation.uri),
+    }
+}
+
+fn digest(field: &str, path: &Path) -> Result<Digest> {
+    let named = field.trim_start_matches('/').replace('/', ".");
+    ensure!(
+        path.exists(),
+        "{named}: {} does not exist (relative paths start from the manifest's folder)",
+        path.display()
+    );
+    Ok(storage::pack(path).with_context(|| format!("{named}: {}", path.display()))?.model_digest)
+}
+
+impl Input {
+    /// Refuses when a local file is not what it was when the run began: evidence names it by its digest.
+    pub(super) fn unchanged(&self) -> Result<()> {
+        for file in &self.local {
+            let now = digest(file.field, &file.path)?;
+            ensure!(now == file.digest, "{} changed while the run went on ({} then, {now} now): run again", file.path.display(), file.digest);
+        }
+        Ok(())
+    }
+}
+
+/// Whole cores of an environment's CPU limit, at least one; none where it has no limit.
+pub(super) fn cores(environment: &Environment) -> Option<u32> {
+    let limit = environment.pod.as_ref()?.resources.as_ref()?.limits.get("cpu")?;
+    let cores = match limit.0.strip_suffix('m') {
+        Some(thousandths) => thousandths.parse::<f64>().ok()? / 1000.0,
+        None => limit.0.parse().ok()?,
+    };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to small positive numbers")]
+    let whole = cores.floor().clamp(1.0, 4096.0) as u32;
+    Some(whole)
+}

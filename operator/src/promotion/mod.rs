@@ -1,0 +1,178 @@
+//! `ModelPromotion`: observe, plan, apply.
+//!
+//! `observe` reads live and never decides, `plan` decides and never reads, `apply` writes and never decides. Here they are put together
+//! and woken: by the promotion itself (approvals are annotations, which move no generation), by its workload, its optimization and the
+//! policies. Nothing that a gate looks at is older than a minute.
+
+mod apply;
+pub mod approvals;
+pub mod ask;
+pub mod chain;
+pub mod gates;
+mod observe;
+pub mod observed;
+pub mod phase;
+pub mod plan;
+mod policies;
+pub mod policy;
+pub mod rejudge;
+pub mod request;
+pub mod source;
+mod turns;
+
+#[cfg(test)]
+pub(crate) mod fixtures;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use assayer_crds::{ModelOptimization, ModelPromotion, ModelPromotionSpec, PromotionPolicy};
+use futures::{FutureExt as _, StreamExt as _};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt as _;
+use kube::api::{Api, PartialObjectMeta};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{WatchStreamExt as _, reflector, watcher};
+
+use crate::context::Context;
+use crate::error::{Class, Error};
+use turns::Turns;
+
+/// Promotions that are reconciled at once.
+const CONCURRENCY: u16 = 8;
+
+type Guarded = DeserializeGuard<ModelPromotion>;
+type Known = reflector::Store<Guarded>;
+
+/// What each reconcile has at hand.
+struct Shared {
+    ctx: Arc<Context>,
+    turns: Turns,
+}
+
+/// Runs the controllers of promotions and of policies until `shutdown` is done; reconciles under way are ended in order.
+pub async fn run(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
+    let shutdown = shutdown.shared();
+    tokio::join!(
+        promotions(Arc::clone(&ctx), shutdown.clone()),
+        policies::run(ctx, shutdown)
+    );
+}
+
+async fn promotions(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + Send + Sync + 'static) {
+    let client = ctx.client.clone();
+    let scope = ctx.config.watch_namespace.clone();
+    let objects: Api<Guarded> = scoped(&client, scope.as_deref());
+    let workloads: Api<PartialObjectMeta<Deployment>> = scoped(&client, scope.as_deref());
+    let sources: Api<PartialObjectMeta<ModelOptimization>> = scoped(&client, scope.as_deref());
+    let policies: Api<PartialObjectMeta<PromotionPolicy>> = Api::all(client);
+    let all = watcher::Config::default;
+    let (reader, writer) = reflector::store();
+    let stream = watcher(objects, all()).default_backoff().reflect(writer).applied_objects();
+    let (by_workload, by_source, by_policy) = (reader.clone(), reader.clone(), reader.clone());
+    let shared = Arc::new(Shared {
+        ctx,
+        turns: Turns::default(),
+    });
+    Controller::for_stream(stream, reader)
+        .watches_stream(watcher(workloads, all()).default_backoff().touched_objects(), move |workload| {
+            let (namespace, name) = (workload.namespace(), workload.name_any());
+            matching(&by_workload, namespace, |spec| spec.target.workload.name == name)
+        })
+        .watches_stream(watcher(sources, all()).default_backoff().touched_objects(), move |source| {
+            let (namespace, name) = (source.namespace(), source.name_any());
+            matching(&by_source, namespace, |spec| spec.source.model_optimization.name == name)
+        })
+        .watches_stream(watcher(policies, all()).default_backoff().touched_objects(), move |_| {
+            matching(&by_policy, None, |_| true)
+        })
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .graceful_shutdown_on(shutdown)
+        .run(reconcile, error_policy, shared)
+        .for_each(|outcome| async move {
+            match outcome {
+                Ok((object, action)) => tracing::debug!(%object, ?action, "reconciled"),
+                // Failures of reconcile itself were logged where their class is known; these are the watches'.
+                Err(kube::runtime::controller::Error::ReconcilerFailed(..)) => {}
+                Err(error) => tracing::warn!(%error, "the controller of modelpromotions stumbled"),
+            }
+        })
+        .await;
+}
+
+fn scoped<K>(client: &kube::Client, namespace: Option<&str>) -> Api<K>
+where
+    K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Promotions of `namespace` (or of all) whose spec `concerns` it.
+fn matching(
+    known: &Known,
+    namespace: Option<String>,
+    concerns: impl Fn(&ModelPromotionSpec) -> bool,
+) -> Vec<ObjectRef<Guarded>> {
+    let objects = known.state();
+    let here = objects.iter().filter(|object| namespace.is_none() || object.namespace() == namespace);
+    here.filter(|object| object.0.as_ref().is_ok_and(|promotion| concerns(&promotion.spec)))
+        .map(|object| ObjectRef::from_obj(&**object))
+        .collect()
+}
+
+async fn reconcile(object: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Error> {
+    let reference = ObjectRef::from_obj(&*object);
+    let namespace = reference.namespace.clone().unwrap_or_default();
+    let what = format!("modelpromotion {namespace}/{}", reference.name);
+    let ctx = &shared.ctx;
+    let next = ctx.timed("modelpromotion", &what, one(&shared, &namespace, &reference.name)).await?;
+    ctx.backoff.succeeded(&what);
+    Ok(match next {
+        plan::Next::AwaitChange => Action::await_change(),
+        plan::Next::Now => Action::requeue(Duration::ZERO),
+        plan::Next::After(delay) => Action::requeue(delay),
+    })
+}
+
+/// The cache only says which object; what is decided on is read live.
+async fn one(shared: &Shared, namespace: &str, name: &str) -> Result<plan::Next, Error> {
+    let ctx = &shared.ctx;
+    let Some(named) = observe::promotion(ctx, namespace, name).await? else {
+        return Ok(plan::Next::AwaitChange);
+    };
+    // The workload of a promotion never changes, so that its turn can be taken before it is read for good.
+    let workload = format!("{namespace}/{}", named.spec.target.workload.name);
+    let _turn = shared.turns.take(&workload).await;
+    let Some(promotion) = observe::promotion(ctx, namespace, name).await? else {
+        return Ok(plan::Next::AwaitChange);
+    };
+    let observed = observe::observe(ctx, promotion).await?;
+    let plan = plan::plan(&observed, ctx.clock.now());
+    let next = plan.next;
+    apply::apply(ctx, &observed, plan).await?;
+    Ok(next)
+}
+
+fn error_policy(object: Arc<Guarded>, error: &Error, shared: Arc<Shared>) -> Action {
+    let reference = ObjectRef::from_obj(&*object);
+    let namespace = reference.namespace.as_deref().unwrap_or_default();
+    let what = format!("modelpromotion {namespace}/{}", reference.name);
+    match error.class() {
+        Class::Conflict => Action::requeue(Duration::from_millis(50)),
+        Class::Transient => {
+            let delay = shared.ctx.backoff.failed(&what);
+            tracing::warn!(object = what, error = error.message(), ?delay, "reconcile failed and is tried again");
+            Action::requeue(delay)
+        }
+        Class::Terminal => {
+            tracing::error!(object = what, error = error.message(), "reconcile failed and waits for a change");
+            Action::await_change()
+        }
+    }
+}
