@@ -11,4 +11,6 @@ mod argocd;
 mod chart;
 mod crds;
 mod installed;
+mod inventory;
+mod leader;
 mod monitoring;
