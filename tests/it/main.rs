@@ -14,3 +14,4 @@ mod installed;
 mod inventory;
 mod leader;
 mod monitoring;
+mod rights;
