@@ -47,10 +47,18 @@ impl Manifest {
 
     /// The `ModelOptimization` in it, read strictly: an unknown field is an error.
     pub(crate) fn optimization(&self) -> Result<ModelOptimization> {
-        let value = self.value()?;
-        let kind = value["kind"].as_str().unwrap_or("nothing");
-        ensure!(kind == "ModelOptimization", "{}: kind is {kind}, expected ModelOptimization", self.name);
+        let value = self.object()?;
         serde_json::from_value(value).with_context(|| format!("{} does not match the schema", self.name))
+    }
+
+    /// The object in it, whatever it holds; it must say that it is a `ModelOptimization`.
+    pub(crate) fn object(&self) -> Result<Value> {
+        let value = self.value()?;
+        for (field, expected) in [("apiVersion", "assayer.dev/v1alpha1"), ("kind", "ModelOptimization")] {
+            let found = value[field].as_str().unwrap_or("missing");
+            ensure!(found == expected, "{}: {field} is {found}, expected {expected}", self.name);
+        }
+        Ok(value)
     }
 
     fn value(&self) -> Result<Value> {

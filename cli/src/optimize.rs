@@ -13,13 +13,14 @@ mod worker;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 
 pub(crate) use self::worker::{WorkerArguments, worker};
 
 use self::job::Jobs;
-use self::journey::Outcome;
+use self::journey::{Outcome, State};
+use self::output::{Place, Recorded};
 use crate::push::AccessOptions;
 use crate::terminal;
 
@@ -60,21 +61,50 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: &Options, verbose: bool) -> Result<ExitCode> {
     let input = input::read(&options.file, options.output.as_deref())?;
     let key = output::key(options.key.as_deref())?;
-    let place = output::Place::prepare(&input.output)?;
+    let place = Place::prepare(&input.output)?;
     let library = worker::library(options.onnxruntime.as_deref())?;
     let mut jobs = Jobs::new(options, library, verbose)?;
-    let found = journey::go(&input, &mut jobs).await;
-    let folder = jobs.end(options.keep_work);
-    if let Some(kept) = folder {
+    let outcome = journey::go(&input, &place, &mut jobs).await;
+    let written = outcome.and_then(|outcome| {
+        let recorded = place.write(&input, &outcome, &key)?;
+        Ok((outcome, recorded))
+    });
+    if let Some(kept) = jobs.end(options.keep_work) {
         terminal::note(&format!("work folder: {}", kept.display()));
     }
-    let outcome = match found {
-        Ok(outcome) => outcome,
+    match written {
+        Ok((outcome, recorded)) => Ok(tell(options, &place, &outcome, &recorded)),
         Err(error) if error.is::<job::Interrupted>() => {
             terminal::note("interrupted: nothing was written");
-            return Ok(ExitCode::from(INTERRUPTED));
+            Ok(ExitCode::from(INTERRUPTED))
         }
-        Err(error) => return Err(error),
+        Err(error) => Err(error),
+    }
+}
+
+fn tell(options: &Options, place: &Place, outcome: &Outcome, recorded: &[Recorded]) -> ExitCode {
+    if !recorded.is_empty() {
+        let by = if options.key.is_some() { "" } else { " by a key made for this run, which is not kept" };
+        terminal::note(&format!("evidence of {} candidates is signed{by}; public key: {}", recorded.len(), place.public().display()));
+    }
+    for judged in outcome.candidates.iter().filter(|judged| judged.state != State::Passed) {
+        terminal::note(&format!("{} {}: {}", judged.candidate.name, judged.state.as_str(), judged.message));
+    }
+    let selected = match &outcome.selected {
+        Some(name) => format!("selected: {name}, in {}", place.of(name).display()),
+        None => "selected: none".to_owned(),
     };
-    todo!()
+    if options.json {
+        terminal::print(&format!("{:#}", verdicts::json(outcome, recorded, place)));
+    } else {
+        terminal::print(&format!("{}\n{selected}", verdicts::tables(outcome)));
+    }
+    match &outcome.selected {
+        Some(_) => ExitCode::SUCCESS,
+        None if outcome.candidates.iter().any(|judged| judged.state == State::Rejected) => ExitCode::from(REJECTED),
+        None => {
+            terminal::error("no candidate could be made and measured");
+            ExitCode::FAILURE
+        }
+    }
 }

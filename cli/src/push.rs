@@ -33,19 +33,35 @@ pub(crate) struct AccessOptions {
 impl AccessOptions {
     /// With the credentials read.
     pub(crate) fn access(&self) -> Result<Access> {
-        let file = self.registry_config.clone().or_else(|| {
-            let home = PathBuf::from(std::env::var_os("HOME")?);
-            Some(home.join(".docker/config.json")).filter(|file| file.exists())
-        });
-        let credentials = match file {
-            Some(file) => {
-                let bytes = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-                Credentials::parse(&bytes).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))?
-            }
+        let credentials = match self.file() {
+            Some(file) => parse(&file, &read(&file)?)?,
             None => Credentials::default(),
         };
         Ok(Access { plain_http: self.plain_http.clone(), credentials })
     }
+
+    /// The text of the credentials file, checked; for processes of their own.
+    pub(crate) fn text(&self) -> Result<Option<Vec<u8>>> {
+        let Some(file) = self.file() else { return Ok(None) };
+        let bytes = read(&file)?;
+        parse(&file, &bytes)?;
+        Ok(Some(bytes))
+    }
+
+    fn file(&self) -> Option<PathBuf> {
+        self.registry_config.clone().or_else(|| {
+            let home = PathBuf::from(std::env::var_os("HOME")?);
+            Some(home.join(".docker/config.json")).filter(|file| file.exists())
+        })
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    std::fs::read(file).with_context(|| format!("read {}", file.display()))
+}
+
+fn parse(file: &Path, bytes: &[u8]) -> Result<Credentials> {
+    Credentials::parse(bytes).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))
 }
 
 /// Pushes and prints the URI by digest.

@@ -33,7 +33,7 @@ pub(crate) fn error(text: &str) {
 /// A table with a header, as wide as the terminal where there is one. Verdicts get their colour on a terminal.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(comfy_table::presets::UTF8_BORDERS_ONLY);
     if let Some((_, columns)) = Term::stdout().size_checked() {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
     }

@@ -19,7 +19,7 @@ use xtask::{
 
 use crate::installed::{IMAGE, Installed, SYSTEM, chart, eventually, kubectl, render};
 
-fn objects(text: &str) -> Result<Vec<Value>> {
+pub(crate) fn objects(text: &str) -> Result<Vec<Value>> {
     let all = text.split("\n---").filter(|document| {
         document
             .lines()

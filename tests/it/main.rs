@@ -11,4 +11,7 @@ mod argocd;
 mod chart;
 mod crds;
 mod installed;
+mod inventory;
+mod leader;
 mod monitoring;
+mod rights;

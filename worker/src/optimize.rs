@@ -6,7 +6,7 @@
 use crate::{
     calibrate::{self, Batches, DataError},
     onnx::{self, Limits, Model, Tensor, shown},
-    passes::{self, Mode, Quantize, Report, fold_batch_norm, fold_constants, gelu, quantize_dynamic, quantize_static},
+    passes::{self, Mode, Quantize, Report, fold_batch_norm, fold_bias, fold_constants, gelu, quantize_dynamic, quantize_static},
     session::{self, Options, Runtime},
 };
 use std::{
@@ -168,7 +168,7 @@ pub fn optimize(
 
 fn simplify(model: &mut Model, limits: &Limits) -> Result<Vec<Report>, Error> {
     let mut reports = Vec::new();
-    for pass in [fold_constants::apply, fold_batch_norm::apply, gelu::apply] {
+    for pass in [fold_constants::apply, fold_batch_norm::apply, fold_bias::apply, gelu::apply] {
         reports.push(pass(model)?);
         onnx::check(model, limits)?;
     }
@@ -188,14 +188,14 @@ fn quantize(
         return Ok(quantize_dynamic::apply(model, settings)?);
     }
     let taps = quantize_static::taps(model);
-    let ranges = if taps.is_empty() {
+    let observed = if taps.is_empty() {
         BTreeMap::new()
     } else {
         let mut told = |done| progress(Step::Calibrate(done));
         calibrate::calibrate(runtime, request.threads, model, &taps, settings.calibration, batches, &mut told)?
     };
     progress(Step::Quantize);
-    Ok(quantize_static::apply(model, settings, &ranges)?)
+    Ok(quantize_static::apply(model, settings, &observed)?)
 }
 
 /// Bytes of the baseline's files.

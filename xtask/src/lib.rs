@@ -1,6 +1,7 @@
 //! Developer commands as a library: programs and packages, the local Kubernetes, images. The tests and the demo use it;
 //! it decides nothing about Assayer itself and depends on neither its operator nor its worker.
 
+pub mod bench;
 pub mod cache;
 pub mod cluster;
 pub mod commands;

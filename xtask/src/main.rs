@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use xtask::{
+    bench,
     cluster::{self, ControlPlane, ControlPlaneOptions},
     commands::{self, ClusterCommand},
     demo, example,
@@ -12,7 +13,7 @@ use xtask::{
     interrupt,
     progress::Progress,
     test,
-    tools::{debian, go},
+    tools::{debian, go, pypi},
 };
 
 #[derive(Parser)]
@@ -48,6 +49,9 @@ enum Command {
         #[arg(long, default_value_t = example::ROWS)]
         rows: usize,
     },
+    /// Figures of the worker on this machine, and of its peer beside it; nothing is asserted
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// The whole journey: optimize, validate, approve, roll out, roll back, and see what is live
     Demo(demo::Options),
 }
@@ -88,8 +92,11 @@ async fn run(command: Command, progress: &Progress) -> Result<()> {
         Command::Test => test::run(progress),
         Command::Images(arguments) => push_images(&arguments, progress),
         Command::ExampleData { out, rows } => {
-            example::make(&out.unwrap_or_else(example::default_folder), rows, progress).map(|_| ())
+            example::make(&out.unwrap_or_else(example::default_folder), rows, progress)?;
+            progress.say(&format!("export ORT_DYLIB_PATH={}", pypi::onnx_runtime(progress)?.display()));
+            Ok(())
         }
+        Command::Bench(bench) => bench::run(&bench, progress),
         Command::Demo(options) => Box::pin(demo::run(&options, progress)).await,
     }
 }

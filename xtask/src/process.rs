@@ -250,6 +250,19 @@ fn show(command: &Command) -> String {
         .join(" ")
 }
 
+/// Cargo in our source tree, as if we had not been started by cargo: what `cargo run` sets would rebuild crates that
+/// look at it.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(crate::cache::workspace());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ use std::{process::Command, thread};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{
-    cache,
+    cache, process,
     cluster::{Prometheus, Registry},
     progress::Progress,
     tools::{debian, go, pypi},
@@ -98,16 +98,8 @@ impl Check {
     }
 }
 
-/// Cargo in our source tree, as if we had not been started by cargo: what `cargo run` sets would rebuild crates that
-/// look at it.
 fn cargo() -> Result<Command> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(cache::workspace());
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR" {
-            command.env_remove(name);
-        }
-    }
+    let mut command = process::cargo();
     command.env(cache::CACHE_VARIABLE, cache::root()?);
     command.env("ORT_DYLIB_PATH", pypi::onnx_runtime_path()?);
     command.env("ASSAYER_ORT", pypi::onnx_runtime_path()?);

@@ -143,7 +143,7 @@ impl Jobs {
         let layout = Layout::local(self.folder.path().join(format!("{name}-{attempt}")));
         let bytes = serde_json::to_vec(plan)?;
         self.furnish(&layout, &bytes)?;
-        let roles = plan.work.roles();
+        let roles = Role::sequence(&plan.work);
         let mut bounded = Duration::ZERO;
         for (index, role) in roles.iter().enumerate() {
             let ended = self.role(*role, &layout, cores).await?;
@@ -216,7 +216,7 @@ async fn stop(child: &mut Child) {
     let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     if let Some(group) = group {
         // It fails only when everything is gone already.
-        drop(kill_process_group(group, Signal::KILL));
+        let _gone = kill_process_group(group, Signal::KILL);
     }
     drop(child.wait().await);
 }

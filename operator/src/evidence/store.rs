@@ -158,3 +158,85 @@ async fn limited<T>(what: &str, call: impl Future<Output = T>) -> Result<T, Erro
             limit: CALL_LIMIT,
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use assayer_crds::evidence::{Evidence, PREDICATE_TYPE, STATEMENT_TYPE};
+    use serde_json::json;
+
+    use super::*;
+
+    fn statement() -> Statement {
+        let predicate: Evidence = serde_json::from_value(json!({
+            "recordedAt": "2026-01-01T00:00:00Z",
+            "optimization": {"namespace": "ml", "name": "m", "uid": "u", "generation": 1},
+            "owner": {"group": "g", "contact": "c"}, "influences": ["Security"],
+            "model": {"name": "m", "version": "1"}, "candidate": "static", "technique": "static-int8",
+            "planDigest": Digest::of(b"plan"), "spec": {},
+            "made": {
+                "uri": "oci://r/m@x", "tag": "t", "artifactDigest": Digest::of(b"a"), "modelDigest": Digest::of(b"m"),
+                "baselineDigest": Digest::of(b"b"), "files": [], "bytes": 1, "opset": [15, 17], "passes": [],
+                "calibrationRows": 0, "seconds": 1.0, "peakMemoryBytes": 1
+            },
+            "madeBy": {"worker": "0.1.0"}, "baseline": [], "measured": [], "verdicts": [],
+            "workerImage": "i", "runner": "kubernetes"
+        }))
+        .unwrap();
+        let subject = |digest: &Digest| Subject {
+            name: "model".into(),
+            digest: BTreeMap::from([("sha256".into(), digest.hex().into())]),
+        };
+        Statement {
+            statement_type: STATEMENT_TYPE.into(),
+            subject: vec![subject(&Digest::of(b"m")), subject(&Digest::of(b"a"))],
+            predicate_type: PREDICATE_TYPE.into(),
+            predicate,
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_immutable_ownerless_and_opens_again() {
+        let key = SigningKey::generate().unwrap();
+        let map = config_map("ml", &statement(), &key).unwrap();
+        let digest = digest_of(&statement()).unwrap();
+        assert_eq!(map.immutable, Some(true));
+        assert!(map.metadata.owner_references.is_none());
+        assert_eq!(map.metadata.name, Some(name_of(&digest)));
+        assert_eq!(name_of(&digest).len(), names::EVIDENCE_PREFIX.len() + 32);
+        let verified = open(&map, &digest, key.public()).unwrap();
+        assert_eq!(verified.statement, statement());
+        assert!(is_about(&verified.statement, &Digest::of(b"a")));
+        assert!(
+            !is_about(&verified.statement, &Digest::of(b"m")),
+            "the model is not the artifact"
+        );
+        assert_eq!(
+            map,
+            config_map("ml", &statement(), &key).unwrap(),
+            "the same bytes again"
+        );
+    }
+
+    #[test]
+    fn forged_and_swapped_evidence_is_refused() {
+        let (ours, theirs) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let digest = digest_of(&statement()).unwrap();
+        let forged = config_map("ml", &statement(), &theirs).unwrap();
+        assert!(matches!(
+            open(&forged, &digest, ours.public()),
+            Err(EvidenceError::Signature(_))
+        ));
+        let mut other = statement();
+        other.predicate.candidate = "other".into();
+        let swapped = config_map("ml", &other, &ours).unwrap();
+        assert!(matches!(
+            open(&swapped, &digest, ours.public()),
+            Err(EvidenceError::Digest { .. })
+        ));
+        let empty = ConfigMap::default();
+        assert!(matches!(
+            open(&empty, &digest, ours.public()),
+            Err(EvidenceError::Envelope(_))
+        ));
+    }
+}

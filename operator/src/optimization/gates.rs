@@ -348,3 +348,6 @@ fn relative(gate: &Gate, numbers: &Numbers, max_ratio: &str) -> Result<Judged, S
     let bound = format!("at most {max_ratio} times the baseline");
     Ok(decide(ratio <= limit, ratio, limit, measured, bound, message))
 }
+
+#[cfg(test)]
+mod tests;

@@ -209,3 +209,6 @@ pub fn same(live: &Job, expected: &Job) -> bool {
     let plan_of = |job: &Job| job.annotations().get(names::PLAN_DIGEST).cloned();
     owner_of(live).is_some() && owner_of(live) == owner_of(expected) && plan_of(live) == plan_of(expected)
 }
+
+#[cfg(test)]
+mod tests;

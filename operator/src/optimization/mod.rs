@@ -33,6 +33,8 @@ use crate::error::{Class, Error};
 
 /// Optimizations that are reconciled at once.
 const CONCURRENCY: u16 = 8;
+/// Label of metrics.
+const KIND: &str = "ModelOptimization";
 
 type Guarded = DeserializeGuard<ModelOptimization>;
 
@@ -56,19 +58,24 @@ pub async fn run(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + Send + 
     let touched_jobs = watcher(jobs, workers.clone()).default_backoff().touched_objects();
     let touched_pods = watcher(pods, workers).default_backoff().touched_objects();
     let known = reader.clone();
+    let watching = Arc::clone(&ctx);
     Controller::for_stream(stream, reader)
         .owns_stream(touched_jobs)
         .watches_stream(touched_pods, move |pod| owner_of(&pod, &known))
         .with_config(Config::default().concurrency(CONCURRENCY))
         .graceful_shutdown_on(shutdown)
         .run(reconcile, error_policy, ctx)
-        .for_each(|outcome| async move {
+        .for_each(|outcome| {
             match outcome {
                 Ok((object, action)) => tracing::debug!(%object, ?action, "reconciled"),
                 // Failures of reconcile itself were logged where their class is known; these are the watches'.
                 Err(kube::runtime::controller::Error::ReconcilerFailed(..)) => {}
-                Err(error) => tracing::warn!(%error, "the controller of modeloptimizations stumbled"),
+                Err(error) => {
+                    watching.metrics.watch_failed(KIND);
+                    tracing::warn!(%error, "the controller of modeloptimizations stumbled");
+                }
             }
+            std::future::ready(())
         })
         .await;
 }
@@ -100,7 +107,16 @@ async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Er
     // The cache only says which object; what is decided on is read live.
     let api: Api<Guarded> = Api::namespaced(ctx.client.clone(), &namespace);
     let what = format!("modeloptimization {namespace}/{}", reference.name);
-    let live = tokio::time::timeout(observe::CALL_LIMIT, api.get_opt(&reference.name))
+    let work = reconcile_live(&ctx, &api, &reference.name, what.clone());
+    let action = ctx
+        .timed(KIND, &format!("{namespace}/{}", reference.name), Box::pin(work))
+        .await?;
+    ctx.backoff.succeeded(&what);
+    Ok(action)
+}
+
+async fn reconcile_live(ctx: &Context, api: &Api<Guarded>, name: &str, what: String) -> Result<Action, Error> {
+    let live = tokio::time::timeout(observe::CALL_LIMIT, api.get_opt(name))
         .await
         .map_err(|_| Error::Timeout {
             what: what.clone(),
@@ -108,17 +124,15 @@ async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Er
         })?
         .map_err(Error::read(&what))?;
     let Some(live) = live else {
-        ctx.backoff.succeeded(&what);
         return Ok(Action::await_change());
     };
     let object = live.0.map_err(|invalid| Error::Malformed {
-        what: what.clone(),
+        what,
         problem: invalid.error,
     })?;
-    let observed = Box::pin(observe::observe(&ctx, object)).await?;
+    let observed = observe::observe(ctx, object).await?;
     let plan = plan::plan(&observed, ctx.clock.now());
-    apply::apply(&ctx, &observed, &plan).await?;
-    ctx.backoff.succeeded(&what);
+    apply::apply(ctx, &observed, &plan).await?;
     Ok(match plan.next {
         plan::Next::AwaitChange => Action::await_change(),
         plan::Next::After(delay) => Action::requeue(delay),

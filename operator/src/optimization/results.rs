@@ -113,6 +113,9 @@ pub fn attempt(asked: Asked<'_>, seen: &ObservedJob, remembered: Option<Problem>
     if let Err(problem) = identity::check(asked.job, job_uid, &pod.pod) {
         return Attempt::Failed(problem);
     }
+    if end.state.message.as_deref().is_none_or(str::is_empty) {
+        return Attempt::Failed(failures::wordless(end.name, end.state));
+    }
     if let Log::Unreadable(message) = &pod.log {
         return unreadable(&end, message, now);
     }
@@ -220,9 +223,6 @@ fn unreadable(end: &End<'_>, message: &str, now: Timestamp) -> Attempt {
 
 fn answer(asked: Asked<'_>, pod: &ObservedPod, end: &End<'_>) -> Result<Accepted, Problem> {
     let message = end.state.message.as_deref().unwrap_or_default();
-    if message.is_empty() {
-        return Err(failures::wordless(end.name, end.state));
-    }
     let Log::Read(log) = &pod.log else {
         return Err(Problem::passing(reasons::POD_LOST, "the log was not read"));
     };

@@ -158,19 +158,10 @@ fn inputs(spec: &ModelOptimizationSpec) -> Vec<InputBinding> {
     spec.data.inputs.iter().map(bind).collect()
 }
 
-fn needs_calibration(stages: &[Stage]) -> bool {
-    stages
-        .iter()
-        .any(|stage| stage.quantize.as_ref().is_some_and(|q| q.mode == QuantizeMode::Static))
-}
-
 /// What the making of `candidate` asks. `baseline` is the digest that the recorded baseline had, where it is known.
 pub fn make_plan(spec: &ModelOptimizationSpec, candidate: &Candidate, baseline: Option<&Digest>) -> MakePlan {
-    let calibration = spec
-        .data
-        .calibration
-        .as_ref()
-        .filter(|_| needs_calibration(&candidate.stages));
+    // Dynamic stages learn nothing from it, but every candidate is run on some of it before it is published.
+    let calibration = spec.data.calibration.as_ref();
     MakePlan {
         baseline: ModelSource {
             uri: spec.model.uri.clone(),

@@ -45,6 +45,8 @@ fn with(seats: &[(&str, &str)]) -> ModelPromotion {
     promotion
 }
 
+type Defect<'a> = (usize, Option<(&'a str, &'a str)>, &'a str);
+
 #[test]
 fn each_defect_keeps_an_approval_from_counting_and_says_so() {
     let good = [
@@ -57,7 +59,7 @@ fn each_defect_keeps_an_approval_from_counting_and_says_so() {
     let tally_of = |annotations: &[(&str, &str)]| tally(&promotion(annotations), DIGEST, &asked);
     assert!(tally_of(&good).complete());
     let other = DIGEST.replace('1', "2");
-    let defects: [(usize, Option<(&str, &str)>, &str); 9] = [
+    let defects: [Defect<'_>; 9] = [
         (0, None, "nobody knows who asked"),
         (0, Some((REQUESTED_BY, "")), "nobody knows who asked"),
         (0, Some((REQUESTED_BY, "bob")), "can't approve it"),
@@ -126,7 +128,7 @@ fn people_are_distinct_and_seated_as_well_as_can_be() {
         let left: u32 = tally.missing.iter().map(|place| place.count).sum();
         let expected: u32 = missing.iter().map(|(_, count)| count).sum();
         assert_eq!(left, expected, "{seats:?} for {asked:?}: {:?}", tally.missing);
-        assert_eq!(tally.counted.len() as u32, places - left);
+        assert_eq!(u32::try_from(tally.counted.len()).unwrap(), places - left);
         let people: BTreeSet<_> = tally.counted.iter().map(|approval| &approval.user).collect();
         assert_eq!(people.len(), tally.counted.len());
     }
@@ -210,6 +212,6 @@ proptest::proptest! {
         }
         let places: u32 = asked.iter().map(|place| place.count).sum();
         let left: u32 = tally.missing.iter().map(|place| place.count).sum();
-        proptest::prop_assert_eq!(tally.counted.len() as u32 + left, places);
+        proptest::prop_assert_eq!(u32::try_from(tally.counted.len()).unwrap() + left, places);
     }
 }

@@ -70,7 +70,9 @@ impl<'a> Reading<'a> {
         let verified = gates::about(observed);
         let demand = verified.as_ref().ok().map(|verified| {
             if let Some(name) = observed.unreadable_policies.first() {
-                return Err(format!("PromotionPolicy {name} can't be read by this version: correct it first"));
+                return Err(format!(
+                    "PromotionPolicy {name} can't be read by this version: correct it first"
+                ));
             }
             let influences = &verified.statement.predicate.influences;
             policy::demand(&observed.policies, &observed.namespace_labels, influences)

@@ -30,6 +30,7 @@ pub type Judged = Result<Passed, Problem>;
 /// How far a clock may run ahead of ours, in seconds.
 const SKEW: f64 = 300.0;
 
+#[expect(clippy::unnecessary_wraps, reason = "each gate ends with it")]
 fn pass(reason: &'static str, message: impl Into<String>) -> Judged {
     Ok(Passed {
         reason,
@@ -365,7 +366,9 @@ pub fn target_free(reading: &Reading<'_>) -> Judged {
     if let Some(unreadable) = reading.observed.unreadable_promotions.first() {
         return Err(closed(
             reasons::TARGET_BUSY,
-            format!("ModelPromotion {unreadable} can't be read by this version, so nobody knows what it works on: correct or delete it"),
+            format!(
+                "ModelPromotion {unreadable} can't be read by this version, so nobody knows what it works on: correct or delete it"
+            ),
         ));
     }
     let mine = order(&reading.observed.promotion);

@@ -70,24 +70,38 @@ async fn promotions(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + Send
     let policies: Api<PartialObjectMeta<PromotionPolicy>> = Api::all(client);
     let all = watcher::Config::default;
     let (reader, writer) = reflector::store();
-    let stream = watcher(objects, all()).default_backoff().reflect(writer).applied_objects();
+    let stream = watcher(objects, all())
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects();
     let (by_workload, by_source, by_policy) = (reader.clone(), reader.clone(), reader.clone());
     let shared = Arc::new(Shared {
         ctx,
         turns: Turns::default(),
     });
     Controller::for_stream(stream, reader)
-        .watches_stream(watcher(workloads, all()).default_backoff().touched_objects(), move |workload| {
-            let (namespace, name) = (workload.namespace(), workload.name_any());
-            matching(&by_workload, namespace, |spec| spec.target.workload.name == name)
-        })
-        .watches_stream(watcher(sources, all()).default_backoff().touched_objects(), move |source| {
-            let (namespace, name) = (source.namespace(), source.name_any());
-            matching(&by_source, namespace, |spec| spec.source.model_optimization.name == name)
-        })
-        .watches_stream(watcher(policies, all()).default_backoff().touched_objects(), move |_| {
-            matching(&by_policy, None, |_| true)
-        })
+        .watches_stream(
+            watcher(workloads, all()).default_backoff().touched_objects(),
+            move |workload| {
+                let (namespace, name) = (workload.namespace(), workload.name_any());
+                matching(&by_workload, namespace.as_deref(), |spec| {
+                    spec.target.workload.name == name
+                })
+            },
+        )
+        .watches_stream(
+            watcher(sources, all()).default_backoff().touched_objects(),
+            move |source| {
+                let (namespace, name) = (source.namespace(), source.name_any());
+                matching(&by_source, namespace.as_deref(), |spec| {
+                    spec.source.model_optimization.name == name
+                })
+            },
+        )
+        .watches_stream(
+            watcher(policies, all()).default_backoff().touched_objects(),
+            move |_| matching(&by_policy, None, |_| true),
+        )
         .with_config(Config::default().concurrency(CONCURRENCY))
         .graceful_shutdown_on(shutdown)
         .run(reconcile, error_policy, shared)
@@ -116,11 +130,13 @@ where
 /// Promotions of `namespace` (or of all) whose spec `concerns` it.
 fn matching(
     known: &Known,
-    namespace: Option<String>,
+    namespace: Option<&str>,
     concerns: impl Fn(&ModelPromotionSpec) -> bool,
 ) -> Vec<ObjectRef<Guarded>> {
     let objects = known.state();
-    let here = objects.iter().filter(|object| namespace.is_none() || object.namespace() == namespace);
+    let here = objects
+        .iter()
+        .filter(|object| namespace.is_none() || object.namespace().as_deref() == namespace);
     here.filter(|object| object.0.as_ref().is_ok_and(|promotion| concerns(&promotion.spec)))
         .map(|object| ObjectRef::from_obj(&**object))
         .collect()
@@ -131,7 +147,8 @@ async fn reconcile(object: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, 
     let namespace = reference.namespace.clone().unwrap_or_default();
     let what = format!("modelpromotion {namespace}/{}", reference.name);
     let ctx = &shared.ctx;
-    let next = ctx.timed("modelpromotion", &what, one(&shared, &namespace, &reference.name)).await?;
+    let work = Box::pin(one(&shared, &namespace, &reference.name));
+    let next = ctx.timed("modelpromotion", &what, work).await?;
     ctx.backoff.succeeded(&what);
     Ok(match next {
         plan::Next::AwaitChange => Action::await_change(),
@@ -152,13 +169,14 @@ async fn one(shared: &Shared, namespace: &str, name: &str) -> Result<plan::Next,
     let Some(promotion) = observe::promotion(ctx, namespace, name).await? else {
         return Ok(plan::Next::AwaitChange);
     };
-    let observed = observe::observe(ctx, promotion).await?;
+    let observed = Box::pin(observe::observe(ctx, promotion)).await?;
     let plan = plan::plan(&observed, ctx.clock.now());
     let next = plan.next;
     apply::apply(ctx, &observed, plan).await?;
     Ok(next)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn error_policy(object: Arc<Guarded>, error: &Error, shared: Arc<Shared>) -> Action {
     let reference = ObjectRef::from_obj(&*object);
     let namespace = reference.namespace.as_deref().unwrap_or_default();
@@ -167,11 +185,20 @@ fn error_policy(object: Arc<Guarded>, error: &Error, shared: Arc<Shared>) -> Act
         Class::Conflict => Action::requeue(Duration::from_millis(50)),
         Class::Transient => {
             let delay = shared.ctx.backoff.failed(&what);
-            tracing::warn!(object = what, error = error.message(), ?delay, "reconcile failed and is tried again");
+            tracing::warn!(
+                object = what,
+                error = error.message(),
+                ?delay,
+                "reconcile failed and is tried again"
+            );
             Action::requeue(delay)
         }
         Class::Terminal => {
-            tracing::error!(object = what, error = error.message(), "reconcile failed and waits for a change");
+            tracing::error!(
+                object = what,
+                error = error.message(),
+                "reconcile failed and waits for a change"
+            );
             Action::await_change()
         }
     }

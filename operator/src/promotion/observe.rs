@@ -26,10 +26,12 @@ const PODS: u32 = 100;
 
 /// Waits for `call` as long as one call may take.
 pub(super) async fn limited<T>(what: &str, call: impl Future<Output = T>) -> Result<T, Error> {
-    tokio::time::timeout(CALL_LIMIT, call).await.map_err(|_| Error::Timeout {
-        what: what.to_owned(),
-        limit: CALL_LIMIT,
-    })
+    tokio::time::timeout(CALL_LIMIT, call)
+        .await
+        .map_err(|_| Error::Timeout {
+            what: what.to_owned(),
+            limit: CALL_LIMIT,
+        })
 }
 
 /// Reads `promotion` itself; nothing when it is gone.
@@ -158,7 +160,9 @@ impl Reader<'_> {
 
     /// Pods of the workload while an attempt is under way: they say what keeps it from completing.
     async fn pods(&self, promotion: &ModelPromotion, deployment: Option<&Deployment>) -> Result<Vec<Pod>, Error> {
-        let selector = deployment.and_then(|deployment| deployment.spec.as_ref()).map(|spec| spec.selector.clone());
+        let selector = deployment
+            .and_then(|deployment| deployment.spec.as_ref())
+            .map(|spec| spec.selector.clone());
         let (Some(_), Some(selector)) = (active(promotion), selector) else {
             return Ok(Vec::new());
         };

@@ -69,7 +69,9 @@ fn judged(policy: &PromotionPolicy, now: Timestamp) -> PromotionPolicyStatus {
     }
     PromotionPolicyStatus {
         observed_generation: Some(generation),
-        digest: Digest::of_canonical(&policy.spec).map(|digest| digest.to_string()).unwrap_or_default(),
+        digest: Digest::of_canonical(&policy.spec)
+            .map(|digest| digest.to_string())
+            .unwrap_or_default(),
         conditions: conditions.into_list(),
     }
 }
@@ -95,7 +97,9 @@ async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Er
 async fn one(ctx: &Context, name: &str) -> Result<(), Error> {
     let api: Api<Guarded> = Api::all(ctx.client.clone());
     let what = format!("promotionpolicy {name}");
-    let found = observe::limited(&what, api.get_opt(name)).await?.map_err(Error::read(&what))?;
+    let found = observe::limited(&what, api.get_opt(name))
+        .await?
+        .map_err(Error::read(&what))?;
     let Some(found) = found else { return Ok(()) };
     let policy = found.0.map_err(|invalid| Error::Malformed {
         what: what.clone(),
@@ -124,17 +128,27 @@ async fn one(ctx: &Context, name: &str) -> Result<(), Error> {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
 fn error_policy(object: Arc<Guarded>, error: &Error, ctx: Arc<Context>) -> Action {
     let what = format!("promotionpolicy {}", ObjectRef::from_obj(&*object).name);
     match error.class() {
         Class::Conflict => Action::requeue(Duration::from_millis(50)),
         Class::Transient => {
             let delay = ctx.backoff.failed(&what);
-            tracing::warn!(object = what, error = error.message(), ?delay, "reconcile failed and is tried again");
+            tracing::warn!(
+                object = what,
+                error = error.message(),
+                ?delay,
+                "reconcile failed and is tried again"
+            );
             Action::requeue(delay)
         }
         Class::Terminal => {
-            tracing::error!(object = what, error = error.message(), "reconcile failed and waits for a change");
+            tracing::error!(
+                object = what,
+                error = error.message(),
+                "reconcile failed and waits for a change"
+            );
             Action::await_change()
         }
     }
@@ -152,7 +166,10 @@ mod tests {
         let now = fixtures::now();
         let ready = |policy: &PromotionPolicy| {
             let status = judged(policy, now);
-            assert_eq!(violations(&status.conditions, status.observed_generation), Vec::<String>::new());
+            assert_eq!(
+                violations(&status.conditions, status.observed_generation),
+                Vec::<String>::new()
+            );
             assert!(status.digest.starts_with("sha256:"));
             let ready = status.conditions.iter().find(|c| c.type_ == READY).unwrap().clone();
             (ready.status, ready.reason, ready.message)

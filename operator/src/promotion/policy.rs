@@ -180,6 +180,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "takes json! as it comes")]
     fn policy(name: &str, selector: serde_json::Value, tiers: serde_json::Value) -> PromotionPolicy {
         let spec = serde_json::from_value(json!({"namespaceSelector": selector, "tiers": tiers})).unwrap();
         PromotionPolicy::new(name, spec)
@@ -293,7 +294,7 @@ mod tests {
         let (a, b) = (policy("a", json!({}), tiers()), policy("b", json!({}), tiers()));
         let digest = |policies: &[PromotionPolicy]| demand(policies, &labels(), &[]).unwrap().digest;
         assert_eq!(digest(&[a.clone(), b.clone()]), digest(&[b.clone(), a.clone()]));
-        assert_ne!(digest(&[a.clone()]), digest(&[b]));
+        assert_ne!(digest(std::slice::from_ref(&a)), digest(&[b]));
         let mut other = a.clone();
         other.spec.tiers[1].approvals[0].count = 1;
         assert_ne!(digest(&[a]), digest(&[other]));

@@ -20,14 +20,12 @@ impl Turns {
         let turn = {
             let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.retain(|_, turn| turn.strong_count() > 0);
-            match all.get(workload).and_then(Weak::upgrade) {
-                Some(turn) => turn,
-                None => {
-                    let turn = Arc::new(Mutex::new(()));
-                    all.insert(workload.to_owned(), Arc::downgrade(&turn));
-                    turn
-                }
-            }
+            let known = all.get(workload).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let turn = Arc::new(Mutex::new(()));
+                all.insert(workload.to_owned(), Arc::downgrade(&turn));
+                turn
+            })
         };
         turn.lock_owned().await
     }

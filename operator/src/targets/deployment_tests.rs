@@ -95,7 +95,7 @@ fn preflight_names_what_is_wrong_and_what_is_there() {
                     d,
                     "containers",
                     json!([{"name": "server", "env": [{"name": "M", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}]),
-                )
+                );
             }),
             by_env("server", "M"),
             "valueFrom",

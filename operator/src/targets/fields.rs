@@ -1,7 +1,7 @@
 //! Who owns a field of an object, read from `metadata.managedFields`.
 //!
 //! Pure. Decides who put a field there and whether he will put it there again; never changes ownership.
-//! Source: structured-merge-diff's FieldsV1 (`f:<name>` for fields, `k:{…}` for list-map keys).
+//! Source: structured-merge-diff's `FieldsV1` (`f:<name>` for fields, `k:{…}` for list-map keys).
 
 use assayer_crds::names::FIELD_MANAGER;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
@@ -10,12 +10,12 @@ use serde_json::Value;
 /// Managers whose writes are one person's single change: nothing repeats them, so that taking the field over is safe.
 const BY_HAND: [&str; 4] = ["kubectl-edit", "kubectl-patch", "kubectl-set", "kubectl-rollout"];
 
-/// Step of a path into FieldsV1: a field of an object.
+/// Step of a path into `FieldsV1`: a field of an object.
 pub fn field(name: &str) -> String {
     format!("f:{name}")
 }
 
-/// Step of a path into FieldsV1: the element of a list-map whose key is `name`.
+/// Step of a path into `FieldsV1`: the element of a list-map whose key is `name`.
 pub fn named(name: &str) -> String {
     format!("k:{}", serde_json::json!({ "name": name }))
 }
@@ -26,7 +26,7 @@ pub fn name_in(step: &str) -> Option<String> {
     key.get("name")?.as_str().map(str::to_owned)
 }
 
-/// The FieldsV1 tree below `path` in one entry.
+/// The `FieldsV1` tree below `path` in one entry.
 pub fn below<'a>(entry: &'a ManagedFieldsEntry, path: &[String]) -> Option<&'a Value> {
     path.iter()
         .try_fold(&entry.fields_v1.as_ref()?.0, |tree, step| tree.get(step))

@@ -102,6 +102,7 @@ fn waits(container: &ContainerStatus) -> Option<(String, String)> {
 mod tests {
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "takes json! as it comes")]
     fn pod(volume: &str, status: serde_json::Value) -> Pod {
         serde_json::from_value(serde_json::json!({
             "metadata": {"name": "scanner-1"},

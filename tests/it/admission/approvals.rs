@@ -268,6 +268,24 @@ async fn requests_and_replacements(scene: &Scene) -> Result<()> {
         ],
     )?;
 
+    // Two people's words in one seat: neither goes along with the other's.
+    prepare(scene, "disputed", Given::ApprovedByBob).await?;
+    scene
+        .annotate(ERIN, "disputed", &scene.reject(ERIN, "security", DIGEST))
+        .await?;
+    let mut both = scene.withdraw("security");
+    both["reject.assayer.dev/security"] = Value::Null;
+    both["rejected-by.assayer.dev/security"] = Value::Null;
+    let result = scene.annotate(ALICE, "disputed", &both).await;
+    assert_refused(
+        "taking both away",
+        result,
+        &[
+            PREFIX,
+            "may not take away or replace what bob and erin said as security",
+        ],
+    )?;
+
     // A full replace drops what it does not know; an approval does not go that way.
     prepare(scene, "replaced", Given::ApprovedByBob).await?;
     let mut replacement = scene.promotions(ALICE).get("replaced").await?;

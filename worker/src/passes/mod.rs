@@ -4,12 +4,14 @@
 //! changes nothing is an error, never a silent success.
 
 pub mod fold_batch_norm;
+pub mod fold_bias;
 pub mod fold_constants;
 pub mod gelu;
 mod layout;
 mod polynomial;
 pub mod quantize_dynamic;
 pub mod quantize_static;
+mod saturation;
 mod site;
 mod weights;
 

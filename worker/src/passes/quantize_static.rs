@@ -7,11 +7,12 @@
 use super::{
     Error, Granularity, Quantize, Report,
     layout::{self, Layout, Packed},
+    saturation,
     site::{Kind, Site, sites},
     weights::{self, Affine},
 };
 use crate::{
-    calibrate::Range,
+    calibrate::{Observed, Range},
     onnx::{Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown},
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -36,12 +37,21 @@ fn fused_output<'g>(index: &Index<'g>, site: &Site<'g>) -> Option<(usize, &'g st
 }
 
 /// Quantizes every site whose tensors have a usable range.
-pub fn apply(model: &mut Model, settings: &Quantize, ranges: &BTreeMap<String, Range>) -> Result<Report, Error> {
+pub fn apply(model: &mut Model, settings: &Quantize, observed: &BTreeMap<String, Observed>) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
     let patch = {
         let index = Index::new(&model.graph);
         let mut sites = sites(&index, &mut report);
-        let affine = |name: &str| ranges.get(name).and_then(|&range| weights::affine(range, settings.activations));
+        let floors: BTreeMap<&str, f32> = sites
+            .iter()
+            .filter_map(|site| fused_output(&index, site))
+            .map(|(_, output)| (output, saturation::floor(&index, output)))
+            .collect();
+        let affine = |name: &str| {
+            let Range { min, max } = observed.get(name)?.range;
+            let min = floors.get(name).map_or(min, |floor| min.max(*floor));
+            weights::affine(Range { min, max }, settings.activations)
+        };
         sites.retain(|site| {
             let narrow = std::iter::once(site.input())
                 .chain(fused_output(&index, site).map(|(_, output)| output))
@@ -55,7 +65,8 @@ pub fn apply(model: &mut Model, settings: &Quantize, ranges: &BTreeMap<String, R
         let mut rewrite = Rewrite { index, settings, layout, activations: HashMap::new() };
         rewrite.outputs(&sites, &affine)?;
         for site in &sites {
-            rewrite.site(site, &affine)?;
+            let matrix = observed.get(site.input()).is_some_and(|observed| observed.rank == Some(2));
+            rewrite.site(site, matrix, &affine)?;
             report.changed += 1;
         }
         rewrite.layout.patch
@@ -126,7 +137,8 @@ impl Rewrite<'_> {
         ]
     }
 
-    fn site(&mut self, site: &Site<'_>, affine: Affines<'_>) -> Result<(), Error> {
+    /// `matrix`: the input has two dimensions in all calibration data.
+    fn site(&mut self, site: &Site<'_>, matrix: bool, affine: Affines<'_>) -> Result<(), Error> {
         let input = site.input().to_owned();
         let first = !self.activations.contains_key(&input);
         let activation = self.name_activation(&input, affine)?;
@@ -139,9 +151,17 @@ impl Rewrite<'_> {
         let output = site.node.output().to_owned();
         let mut nodes = Vec::new();
         let mut node = site.node.clone();
+        let mut bias = site.bias;
+        if let Some((position, vector)) = site.sum.filter(|_| matrix) {
+            // ONNX Runtime would make this a Gemm itself, but with a float bias, which has no integer kernel.
+            "Gemm".clone_into(&mut node.op_type);
+            node.outputs = self.index.graph.nodes[position].outputs.clone();
+            self.layout.patch.remove(position);
+            bias = Some(vector);
+        }
         node.inputs[0] = self.layout.names.fresh(&output, "/x");
         nodes.push(layout::dequantize(&activation.packed, 0, Granularity::PerTensor, &node.inputs[0]));
-        self.weights_and_bias(site, activation.scale, &mut node, &mut nodes)?;
+        self.weights_and_bias(site, bias, activation.scale, &mut node, &mut nodes)?;
         let own_output = fused_output(&self.index, site).is_some_and(|(position, _)| position == site.position);
         let behind = if own_output { self.requantize(&mut node, &output) } else { Vec::new() };
         nodes.push(node);
@@ -153,12 +173,13 @@ impl Rewrite<'_> {
     fn weights_and_bias(
         &mut self,
         site: &Site<'_>,
+        bias_tensor: Option<&Tensor>,
         input_scale: f32,
         node: &mut Node,
         nodes: &mut Vec<Node>,
     ) -> Result<(), Error> {
         let (axis, granularity) = (site.channel_axis(), self.settings.granularity);
-        let bias = site.bias.and_then(Tensor::to_floats);
+        let bias = bias_tensor.and_then(Tensor::to_floats);
         let least = |channel: usize| bias.as_ref().map_or(0.0, |bias| weights::least_scale(bias[channel], input_scale));
         let quantized = weights::quantize(site.weights, axis, granularity, least)
             .ok_or_else(|| Error::NotFinite { name: shown(&site.weights.name) })?;
@@ -166,7 +187,7 @@ impl Rewrite<'_> {
         let packed = self.layout.weights(site.weights, axis, quantized)?;
         node.inputs[1] = self.layout.names.fresh(site.node.output(), "/w");
         nodes.push(layout::dequantize(&packed, axis, granularity, &node.inputs[1]));
-        let (Some(bias), Some(tensor)) = (bias, site.bias) else { return Ok(()) };
+        let (Some(bias), Some(tensor)) = (bias, bias_tensor) else { return Ok(()) };
         if bias.iter().any(|value| !value.is_finite()) {
             return Err(Error::NotFinite { name: shown(&tensor.name) });
         }
@@ -181,6 +202,7 @@ impl Rewrite<'_> {
             scale: self.layout.add(scale),
             zero_point: self.layout.add(zero_point),
         };
+        node.inputs.resize(3, String::new());
         node.inputs[2] = self.layout.names.fresh(site.node.output(), "/b");
         nodes.push(layout::dequantize(&packed, 0, granularity, &node.inputs[2]));
         Ok(())

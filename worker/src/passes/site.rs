@@ -25,6 +25,8 @@ pub(super) struct Site<'g> {
     pub(super) bias: Option<&'g Tensor>,
     /// The activation that belongs to it: a Relu or Clip that alone reads the output.
     pub(super) activation: Option<usize>,
+    /// A sum that alone reads a matrix product and adds a constant vector: position and vector.
+    pub(super) sum: Option<(usize, &'g Tensor)>,
 }
 
 /// Kind of a site.
@@ -94,13 +96,14 @@ fn site<'g>(index: &Index<'g>, position: usize, node: &'g Node) -> Result<Site<'
     } else {
         gemm(index, node, weights)?
     };
-    let site = Site { position, node, kind, weights, bias, activation: None };
+    let site = Site { position, node, kind, weights, bias, activation: None, sum: None };
     let products = weights.len() / weights.dims[site.channel_axis()];
     if products > MOST_PRODUCTS {
         return Err("it sums more products than a 32-bit accumulator can hold");
     }
     let activation = if kind == Kind::Conv { fused_activation(index, node) } else { None };
-    Ok(Site { activation, ..site })
+    let sum = if kind == Kind::MatMul { vector_sum(index, node, weights.dims[1]) } else { None };
+    Ok(Site { activation, sum, ..site })
 }
 
 fn conv_bias<'g>(index: &Index<'g>, node: &Node, weights: &Tensor) -> Result<Option<&'g Tensor>, &'static str> {
@@ -143,6 +146,15 @@ fn gemm<'g>(
     let channels = weights.dims[usize::from(!transposed)];
     let bias = node.input(2).map(|name| constant_bias(index, name, channels)).transpose()?;
     Ok((Kind::Gemm { transposed }, bias))
+}
+
+/// A sum with one constant for each column.
+fn vector_sum<'g>(index: &Index<'g>, node: &Node, columns: usize) -> Option<(usize, &'g Tensor)> {
+    let (position, next) = index.only_use(node.output())?;
+    let other = next.inputs.iter().find(|name| *name != node.output()).filter(|_| next.is("Add"))?;
+    let vector = index.constant(other).filter(|tensor| tensor.element == ElementType::Float)?;
+    let row = vector.dims.last() == Some(&columns) && vector.len() == columns && vector.dims.len() <= 2;
+    row.then_some((position, vector))
 }
 
 /// A Relu or a Clip with constant bounds: rounding to the quantized range does its work.

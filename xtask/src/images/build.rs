@@ -164,8 +164,8 @@ fn compile(wanted: &[Ours], progress: &Progress) -> Result<BTreeMap<String, Path
 /// All of them at once: cargo unifies features over what it builds, so that asking for single packages compiles their
 /// dependencies once more for each choice.
 fn executables_of_the_workspace(step: &Step) -> Result<BTreeMap<String, PathBuf>> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(cache::workspace()).args([
+    let mut cargo = process::cargo();
+    cargo.args([
         "build",
         "--workspace",
         "--bins",

@@ -87,15 +87,15 @@ fn the_whole_run() {
     let world = World::new().settled();
     insta::assert_snapshot!(transcript(&world), @r"
     phase Baselining
-      Normal WorkerStarted: measuring the baseline in edge, attempt 1: Job assayer-magika-int8-75e942547204
+      Normal WorkerStarted: measuring the baseline in edge, attempt 1: Job assayer-magika-int8-2d0951dff6a5
     phase Optimizing
-      Normal WorkerStarted: making dynamic, attempt 1: Job assayer-magika-int8-7c12f31e5904
-      Normal WorkerStarted: making static, attempt 1: Job assayer-magika-int8-e37b3dccc59e
+      Normal WorkerStarted: making dynamic, attempt 1: Job assayer-magika-int8-198ef190baad
+      Normal WorkerStarted: making static, attempt 1: Job assayer-magika-int8-987198596bd8
       Normal BaselineMeasured: measured in edge
     phase Validating
-      Normal WorkerStarted: measuring dynamic against the baseline in edge, attempt 1: Job assayer-magika-int8-4b33fd5e398f
+      Normal WorkerStarted: measuring dynamic against the baseline in edge, attempt 1: Job assayer-magika-int8-dce87e905e90
       Normal CandidatesMade: 2 of 2 candidates made
-      Normal WorkerStarted: measuring static against the baseline in edge, attempt 1: Job assayer-magika-int8-b030a20ddafa
+      Normal WorkerStarted: measuring static against the baseline in edge, attempt 1: Job assayer-magika-int8-13853a7ee4e7
       Normal EvidenceStored: evidence of dynamic is in config map assayer-evidence-…
       Warning CandidateRejected: dynamic: latencyP99 4.71 times the baseline (28.3 ms against 6.00 ms), at most 0.80
     phase Succeeded

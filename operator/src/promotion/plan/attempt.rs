@@ -168,7 +168,7 @@ fn progressing(draft: &mut Draft<'_>, course: Course<'_>) -> bool {
         Rollout::Stuck { message } => {
             let words = trouble.map_or_else(|| message.clone(), |trouble| format!("{message}; {}", trouble.message));
             let reason = trouble.map_or(ROLLOUT_FAILED, |trouble| trouble.reason);
-            stuck(draft, course, Problem { reason, message: words })
+            stuck(draft, course, &Problem { reason, message: words })
         }
     }
 }
@@ -194,7 +194,7 @@ fn complete(draft: &mut Draft<'_>, mut attempt: AttemptStatus, message: &str) ->
 }
 
 /// The rollout does not complete: the digest is remembered, and the former value is restored where there is one.
-fn stuck(draft: &mut Draft<'_>, course: Course<'_>, problem: Problem) -> bool {
+fn stuck(draft: &mut Draft<'_>, course: Course<'_>, problem: &Problem) -> bool {
     let digest = course.attempt.artifact.artifact_digest.clone();
     draft.status.rolled_back.retain(|refused| refused.digest != digest);
     draft.status.rolled_back.insert(
@@ -208,26 +208,22 @@ fn stuck(draft: &mut Draft<'_>, course: Course<'_>, problem: Problem) -> bool {
     );
     draft.status.rolled_back.truncate(32);
     let mut attempt = course.attempt;
-    match attempt.former_value.clone().filter(|former| *former != course.wanted) {
-        Some(former) => {
-            ROLLING_BACK.clone_into(&mut attempt.state);
-            attempt.workload_generation = None;
-            problem.message.clone_into(&mut attempt.message);
-            let message = format!("going back to {former}{}: {}", unapproved(&attempt), problem.message);
-            draft.conditions.set(ROLLED_OUT, Truth::False, problem.reason, &message);
-            draft.settle(phase::PROGRESSING, ROLLOUT_FAILED, message);
-            draft.status.attempt = Some(attempt);
-            draft.next = Next::Now;
-            true
-        }
-        None => {
-            let message = format!(
-                "{}; there is no former model to go back to, so the workload stays as it is: somebody has to act",
-                problem.message
-            );
-            end(draft, attempt, FAILED, NOTHING_TO_RESTORE, &message)
-        }
-    }
+    let Some(former) = attempt.former_value.clone().filter(|former| *former != course.wanted) else {
+        let message = format!(
+            "{}; there is no former model to go back to, so the workload stays as it is: somebody has to act",
+            problem.message
+        );
+        return end(draft, attempt, FAILED, NOTHING_TO_RESTORE, &message);
+    };
+    ROLLING_BACK.clone_into(&mut attempt.state);
+    attempt.workload_generation = None;
+    problem.message.clone_into(&mut attempt.message);
+    let message = format!("going back to {former}{}: {}", unapproved(&attempt), problem.message);
+    draft.conditions.set(ROLLED_OUT, Truth::False, problem.reason, &message);
+    draft.settle(phase::PROGRESSING, ROLLOUT_FAILED, message);
+    draft.status.attempt = Some(attempt);
+    draft.next = Next::Now;
+    true
 }
 
 fn unapproved(attempt: &AttemptStatus) -> &'static str {

@@ -2,7 +2,7 @@
 //!
 //! Pure. Decides how a phase shows; never which phase it is.
 
-use assayer_crds::conditions::{APPROVED, EVIDENCE_VERIFIED, GATES_PASSED, PENDING, READY, ROLLED_OUT};
+use assayer_crds::conditions::{APPROVED, EVIDENCE_VERIFIED, GATES_PASSED, PENDING, READY, ROLLED_OUT, ROLLOUT_FAILED};
 use assayer_crds::digest::Digest;
 use assayer_crds::promotion::{AttemptStatus, LiveStatus, ModelPromotionStatus, PromotionSummary};
 use jiff::Timestamp;
@@ -137,7 +137,7 @@ fn transitions(before: &ModelPromotionStatus, after: &ModelPromotionStatus) -> V
     else {
         return Vec::new();
     };
-    let warning = phase::standing(&after.phase) == Standing::Stalled;
+    let warning = phase::standing(&after.phase) == Standing::Stalled || reason == ROLLOUT_FAILED;
     let note = if warning { Note::warning } else { Note::normal };
     vec![note(reason, action(&after.phase), ready.message.clone())]
 }

@@ -88,10 +88,7 @@ fn note_refused(draft: &mut Draft<'_>, reading: &Reading<'_>, before: &str) {
         .take(3)
         .map(|why| Note::warning(APPROVAL_REFUSED, "IgnoreApproval", why))
         .collect();
-    let after = match reading.request.is_some() {
-        true => reading.tally.refused.join("; "),
-        false => String::new(),
-    };
+    let after = reading.tally.refused.join("; ");
     if !before.ends_with(&after) {
         draft.notes.extend(notes);
     }
@@ -129,8 +126,18 @@ fn decide(draft: &mut Draft<'_>, reading: &Reading<'_>, request: &RequestStatus)
         reason: promotion.spec.change.reason.clone(),
         ..AttemptStatus::default()
     };
+    let people: Vec<_> = attempt
+        .approvals
+        .iter()
+        .map(|approval| format!("{} ({})", approval.user, approval.role))
+        .collect();
+    let by = if people.is_empty() {
+        String::new()
+    } else {
+        format!("; approved by {}", people.join(", "))
+    };
     let message = format!(
-        "candidate {} ({}) goes into Deployment {}, {}",
+        "candidate {} ({}) goes into Deployment {}, {}{by}",
         attempt.candidate,
         attempt.artifact.artifact_digest,
         promotion.spec.target.workload.name,

@@ -61,7 +61,7 @@ pub enum Next {
 }
 
 /// The longest time between two readings: ages run out without an event.
-pub const SLOW: Duration = Duration::from_secs(60);
+pub const SLOW: Duration = Duration::from_mins(1);
 /// The time between two readings while something is expected that sends no event.
 pub const QUICK: Duration = Duration::from_secs(5);
 

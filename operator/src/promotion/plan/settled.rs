@@ -133,7 +133,11 @@ fn describe(draft: &mut Draft<'_>, reading: &Reading<'_>, attempt: &AttemptStatu
 /// The attempt was complete: is the model still there?
 fn delivered(draft: &mut Draft<'_>, attempt: &AttemptStatus) {
     let name = draft.observed.promotion.spec.target.workload.name.clone();
-    match place(draft.observed, attempt) {
+    let delivery = attempt
+        .delivery
+        .as_ref()
+        .unwrap_or(&draft.observed.promotion.spec.target.delivery);
+    match place(draft.observed, delivery, &attempt.artifact.uri) {
         Place::There => {
             if draft
                 .status
@@ -184,31 +188,23 @@ fn delivered(draft: &mut Draft<'_>, attempt: &AttemptStatus) {
 /// Forgets the live model when it is no longer in the workload. The phase speaks of something else meanwhile.
 pub(super) fn keep_live(draft: &mut Draft<'_>) {
     let Some(live) = &draft.status.live else { return };
-    let attempts = draft.status.attempt.iter().chain(&draft.status.history);
-    let Some(attempt) = attempts
-        .clone()
-        .find(|attempt| attempt.state == COMPLETE && attempt.request_digest == live.request_digest)
-    else {
-        return;
-    };
-    if matches!(
-        place(draft.observed, attempt),
-        Place::Taken(_) | Place::Gone(_) | Place::NoWorkload
-    ) {
+    let mut attempts = draft.status.attempt.iter().chain(&draft.status.history);
+    let brought = attempts.find(|attempt| attempt.state == COMPLETE && attempt.request_digest == live.request_digest);
+    let delivery = brought.and_then(|attempt| attempt.delivery.as_ref());
+    let delivery = delivery.unwrap_or(&draft.observed.promotion.spec.target.delivery);
+    let place = place(draft.observed, delivery, &live.artifact.uri);
+    if matches!(place, Place::Taken(_) | Place::Gone(_) | Place::NoWorkload) {
         draft.status.live = None;
     }
 }
 
-fn place(observed: &Observed, attempt: &AttemptStatus) -> Place {
+/// Where the artifact at `uri` is that was put into the workload by `delivery`.
+fn place(observed: &Observed, delivery: &Delivery, uri: &str) -> Place {
     let Some(workload) = &observed.deployment else {
         return Place::NoWorkload;
     };
-    let delivery = attempt
-        .delivery
-        .as_ref()
-        .unwrap_or(&observed.promotion.spec.target.delivery);
     let current = deployment::value(workload, delivery);
-    if value_of(delivery, &attempt.artifact.uri).ok() == current && current.is_some() {
+    if value_of(delivery, uri).ok() == current && current.is_some() {
         return Place::There;
     }
     if let Some(other) = observed.others.iter().find(|other| active(other).is_some()) {

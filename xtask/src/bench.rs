@@ -1,0 +1,287 @@
+//! `cargo xtask bench`: figures of the worker on this machine, with a peer's beside them from the same run. Nothing is asserted.
+//!
+//! Decides what is compared: the candidates of `examples/magika`, and ONNX Runtime's own static quantization of the same model with the
+//! same calibration rows, restricted to Conv and MatMul by hand (unrestricted, it crashes on this model). All models are measured by the
+//! worker at one thread, each in alternating blocks with FP32.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use arrow_array::{Array, FixedSizeListArray, Int32Array};
+use assayer_crds::{
+    ModelOptimization,
+    contract::{
+        CONTRACT_VERSION, CalibrationSource, InputBinding, MakePlan, Made, MeasurePlan, Measured, ModelSource, Outcome, Report, Role,
+        Work, WorkerPlan, metrics, paths,
+    },
+    optimization::Candidate,
+};
+use clap::{Args, Subcommand};
+use comfy_table::Table;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::{
+    cache,
+    example::{self, ExampleData, FEATURES, LABEL},
+    images, process,
+    progress::Progress,
+    tools::pypi,
+};
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Time and memory of optimizing examples/magika, and accuracy, latency and size of what comes out
+    Worker(Options),
+}
+
+/// How often.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Times that everything is done; the table shows minimum, median and maximum
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+}
+
+/// The peer, by its exact version; `onnx` is what it needs.
+const PEER: [&str; 2] = ["onnxruntime==1.32.0", "onnx"];
+const SCRIPT: &str = include_str!("bench/peer.py");
+
+/// One way to get a small model.
+struct Contestant {
+    name: String,
+    model: PathBuf,
+    /// Wall seconds of the process that made it.
+    seconds: Vec<f64>,
+    /// Its peak resident memory in MiB.
+    memory: Vec<f64>,
+    measured: Vec<Measured>,
+}
+
+struct Bed {
+    data: ExampleData,
+    folder: tempfile::TempDir,
+    program: PathBuf,
+    library: PathBuf,
+}
+
+/// Measures and prints.
+pub fn run(bench: &Bench, progress: &Progress) -> Result<()> {
+    let Bench::Worker(options) = bench;
+    let bed = Bed {
+        data: example::ensure(&example::default_folder(), progress)?,
+        folder: tempfile::tempdir()?,
+        program: images::program("assayer", progress)?,
+        library: pypi::onnx_runtime(progress)?,
+    };
+    let mut contestants = Vec::new();
+    let manifest = fs::read_to_string(cache::workspace().join("examples/magika/modeloptimization.yaml"))?;
+    let manifest: ModelOptimization = serde_saphyr::from_str(&manifest)?;
+    for candidate in &manifest.spec.candidates {
+        let step = progress.step(format!("make {} {} times", candidate.name, options.runs));
+        contestants.push(bed.make(candidate, options.runs)?);
+        step.done("");
+    }
+    let python = peer(progress)?;
+    let step = progress.step(format!("make the peer's model {} times", options.runs));
+    contestants.push(bed.peer(&python, options.runs)?);
+    step.done("");
+    for round in 0..options.runs {
+        let step = progress.step(format!("measure all, round {} of {}", round + 1, options.runs));
+        for contestant in &mut contestants {
+            let measured = bed.measure(&contestant.model).with_context(|| contestant.name.clone())?;
+            contestant.measured.push(measured);
+        }
+        step.done("");
+    }
+    progress.say("workspace profile `dev`: dependencies at opt-level 2, the worker at 3; ONNX Runtime as its makers built it");
+    progress.say("each cell: median [minimum, maximum]; latencies at 1 thread; speed and memory against what ran in the same round");
+    progress.say(&format!("\n{}", table(&contestants)));
+    Ok(())
+}
+
+impl Bed {
+    fn make(&self, candidate: &Candidate, runs: u32) -> Result<Contestant> {
+        let plan = MakePlan {
+            baseline: source(&self.data.model),
+            candidate: candidate.name.clone(),
+            stages: candidate.stages.clone(),
+            calibration: Some(CalibrationSource { uri: text(&self.data.calibration), samples: 512 }),
+            inputs: inputs(),
+            output: text(&self.folder.path().join("made")),
+        };
+        let (mut seconds, mut memory, mut model) = (Vec::new(), Vec::new(), PathBuf::new());
+        for _ in 0..runs {
+            let (report, times) = self.work(Work::Make(plan.clone()))?;
+            let Outcome::Made(Made { uri, peak_memory_bytes, .. }) = report.outcome else { bail!("{:?}", report.outcome) };
+            seconds.push(times[1]);
+            memory.push(mebibytes(peak_memory_bytes));
+            model = uri.into();
+        }
+        Ok(Contestant { name: candidate.name.clone(), model, seconds, memory, measured: Vec::new() })
+    }
+
+    fn peer(&self, python: &Path, runs: u32) -> Result<Contestant> {
+        let (script, rows) = (self.folder.path().join("peer.py"), self.folder.path().join("rows.i32"));
+        fs::write(&script, SCRIPT)?;
+        let width = unpack(&self.data.calibration, &rows)?;
+        let model = self.folder.path().join("peer.onnx");
+        let (mut seconds, mut memory) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let mut command = Command::new("python3");
+            command.env("PYTHONPATH", python).arg(&script).args([&self.data.model, &rows]).arg(width.to_string()).arg(&model);
+            let began = Instant::now();
+            let said = process::read(&mut command)?;
+            seconds.push(began.elapsed().as_secs_f64());
+            let peak = said.split_whitespace().last().and_then(|word| word.parse().ok());
+            memory.push(mebibytes(peak.with_context(|| format!("the peer said: {said}"))?));
+        }
+        Ok(Contestant { name: format!("{} static, Conv and MatMul", PEER[0]), model, seconds, memory, measured: Vec::new() })
+    }
+
+    fn measure(&self, model: &Path) -> Result<Measured> {
+        let plan = MeasurePlan {
+            baseline: source(&self.data.model),
+            candidate: Some(source(model)),
+            evaluation: text(&self.data.evaluation),
+            disjoint_from: Some(text(&self.data.calibration)),
+            inputs: inputs(),
+            label: LABEL.to_owned(),
+            output: scanner::model::OUTPUT.to_owned(),
+            environment: "bench".to_owned(),
+            execution_provider: "CPU".to_owned(),
+        };
+        match self.work(Work::Measure(plan))?.0.outcome {
+            Outcome::Measured(measured) => Ok(measured),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    /// Does the work as pods do, one process a role; the report, and each role's wall seconds.
+    fn work(&self, work: Work) -> Result<(Report, Vec<f64>)> {
+        let root = self.folder.path().join("job");
+        let plan = WorkerPlan { v: CONTRACT_VERSION, nonce: "0".repeat(32), deadline_seconds: 600, plain_http: Vec::new(), work };
+        let file = root.join(paths::PLAN);
+        fs::create_dir_all(file.parent().context("the plan has no folder")?)?;
+        fs::write(&file, serde_json::to_vec(&plan)?)?;
+        let (mut times, mut said) = (Vec::new(), String::new());
+        for role in Role::sequence(&plan.work) {
+            let mut command = Command::new(&self.program);
+            command.args(["worker", "--cpus", "1", role.as_str(), "--root"]).arg(&root).env("ORT_DYLIB_PATH", &self.library);
+            let began = Instant::now();
+            said = process::read(&mut command)?;
+            times.push(began.elapsed().as_secs_f64());
+        }
+        fs::remove_dir_all(&root)?;
+        Ok((serde_json::from_str(&said).context("read the worker's report")?, times))
+    }
+}
+
+/// The folder with the peer's packages, fetched if they are not in the cache yet.
+fn peer(progress: &Progress) -> Result<PathBuf> {
+    let folder = cache::folder("bench")?.join(PEER[0]);
+    if !folder.exists() {
+        let step = progress.step(format!("fetch {} from PyPI", PEER.join(" and ")));
+        let aside = tempfile::tempdir_in(cache::folder("bench")?)?;
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]).arg(aside.path()).args(PEER);
+        process::run(&mut pip)?;
+        fs::rename(aside.keep(), &folder)?;
+        step.done("");
+    }
+    Ok(folder)
+}
+
+/// Calibration rows as plain little-endian int32, for a reader without Parquet; their width.
+fn unpack(parquet: &Path, rows: &Path) -> Result<i32> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(parquet)?)?.build()?;
+    let (mut bytes, mut width) = (Vec::new(), 0);
+    for batch in reader {
+        let batch = batch?;
+        let column = batch.column_by_name(FEATURES).context("no column of features")?;
+        let lists = column.as_any().downcast_ref::<FixedSizeListArray>().context("features are no lists of one size")?;
+        width = lists.value_length();
+        let values = lists.values().as_any().downcast_ref::<Int32Array>().context("features are no int32")?;
+        bytes.extend(values.values().iter().flat_map(|value| value.to_le_bytes()));
+    }
+    fs::write(rows, bytes)?;
+    Ok(width)
+}
+
+fn table(contestants: &[Contestant]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["model", "accuracy", "p50 ms", "p99 ms", "times as fast (p50)", "KiB", "made in s", "peak MiB"]);
+    let of = |measured: &[Measured], name: &str, scale: f64, baseline: bool| {
+        let side = |one: &Measured| if baseline { Some(one.baseline.clone()) } else { one.candidate.clone() };
+        let values = measured.iter().filter_map(|one| side(one)?.get(name).map(|taken| taken.value * scale));
+        values.collect::<Vec<f64>>()
+    };
+    let mut row = |name: &str, measured: &[Measured], baseline: bool, made: [String; 2]| {
+        let cell = |metric: &str, scale: f64, digits: usize| spread(&of(measured, metric, scale, baseline), digits);
+        let [base, own] = [true, baseline].map(|side| of(measured, metrics::LATENCY_P50, 1e3, side));
+        let speed: Vec<f64> = base.iter().zip(&own).map(|(base, own)| base / own).collect();
+        let [seconds, memory] = made;
+        table.add_row([
+            name.to_owned(),
+            cell(metrics::ACCURACY, 1.0, 4),
+            cell(metrics::LATENCY_P50, 1e3, 2),
+            cell(metrics::LATENCY_P99, 1e3, 2),
+            spread(&speed, 2),
+            cell(metrics::ARTIFACT_SIZE, 1.0 / 1024.0, 0),
+            seconds,
+            memory,
+        ]);
+    };
+    let all: Vec<Measured> = contestants.iter().flat_map(|contestant| contestant.measured.clone()).collect();
+    row("FP32", &all, true, Default::default());
+    for one in contestants {
+        row(&one.name, &one.measured, false, [spread(&one.seconds, 2), spread(&one.memory, 0)]);
+    }
+    table
+}
+
+/// Median with minimum and maximum; one number where all are alike.
+fn spread(values: &[f64], digits: usize) -> String {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let [Some(least), Some(middle), Some(most)] = [sorted.first(), sorted.get(sorted.len() / 2), sorted.last()] else {
+        return "-".to_owned();
+    };
+    let [least, middle, most] = [least, middle, most].map(|value| format!("{value:.digits$}"));
+    if least == most { middle } else { format!("{middle} [{least}, {most}]") }
+}
+
+fn source(path: &Path) -> ModelSource {
+    ModelSource { uri: text(path), model_digest: None }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn inputs() -> Vec<InputBinding> {
+    vec![InputBinding { name: scanner::model::INPUT.to_owned(), column: FEATURES.to_owned() }]
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for showing only")]
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn a_spread_shows_the_median_between_the_ends() {
+        assert_eq!(spread(&[3.0, 1.0, 2.04], 1), "2.0 [1.0, 3.0]");
+        assert_eq!(spread(&[1.0, 1.0], 0), "1");
+        assert_eq!(spread(&[], 0), "-");
+    }
+}
