@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use assayer_crds::digest::Digest;
 use assayer_crds::evidence::OptimizationReference;
+use assayer_crds::names;
 use assayer_operator::evidence::dsse;
 use assayer_operator::evidence::keys::{PUBLIC, SigningKey};
 use assayer_operator::evidence::statement::{self, Claim, Runner};
@@ -19,9 +20,6 @@ use tempfile::TempDir;
 
 use super::input::Input;
 use super::journey::{Judged, Model, Outcome};
-
-/// The envelope beside each candidate's model.
-const EVIDENCE: &str = "evidence.dsse.json";
 
 /// The folder that results go to.
 pub(super) struct Place {
@@ -88,7 +86,7 @@ impl Place {
                 copy(model, &folder)?;
                 let claim = Self::claim(input, outcome, judged, model, now);
                 let (envelope, digest) = dsse::sign(&statement::compose(claim)?, key)?;
-                let file = folder.join(EVIDENCE);
+                let file = folder.join(names::EVIDENCE_KEY);
                 fs::write(&file, envelope).with_context(|| format!("write {}", file.display()))?;
                 recorded.push(Recorded { candidate: judged.candidate.name.clone(), digest });
             }
