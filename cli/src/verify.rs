@@ -36,7 +36,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let key = PublicKey::from_pem(&read(&options.key)?)?;
     let verified = dsse::verify(&read(&options.evidence)?, &key)?;
     if let Some(expected) = &options.digest {
-        ensure!(verified.digest.as_str() == expected, "the evidence has digest {}, expected {expected}", verified.digest);
+        ensure!(
+            verified.digest.as_str() == expected,
+            "the evidence has digest {}, expected {expected}",
+            verified.digest
+        );
     }
     if let Some(path) = &options.model {
         check_model(&verified.statement, path)?;
@@ -46,9 +50,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn check_model(statement: &Statement, path: &Path) -> Result<()> {
-    let found = if path.is_dir() { folder_digest(path)? } else { storage::pack(path)?.model_digest };
+    let found = if path.is_dir() {
+        folder_digest(path)?
+    } else {
+        storage::pack(path)?.model_digest
+    };
     let expected = &statement.predicate.made.model_digest;
-    ensure!(&found == expected, "{} has model digest {found}, the evidence speaks of {expected}", path.display());
+    ensure!(
+        &found == expected,
+        "{} has model digest {found}, the evidence speaks of {expected}",
+        path.display()
+    );
     Ok(())
 }
 
@@ -63,7 +75,12 @@ fn folder_digest(path: &Path) -> Result<Digest> {
 pub(crate) fn summary(verified: &Verified) -> String {
     let evidence = &verified.statement.predicate;
     let rows = evidence.verdicts.iter().map(|verdict| {
-        vec![verdict.verdict.clone(), verdict.gate.clone(), verdict.severity.clone(), verdict.message.clone()]
+        vec![
+            verdict.verdict.clone(),
+            verdict.gate.clone(),
+            verdict.severity.clone(),
+            verdict.message.clone(),
+        ]
     });
     format!(
         "evidence  {}\nmodel     {} {} ({}, owner {})\ncandidate {} ({})\nartifact  {}\nrecorded  {} by {}\n{}",
