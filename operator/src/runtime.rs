@@ -16,7 +16,7 @@ use crate::leader::decide::Terms;
 use crate::leader::fence::Fence;
 use crate::leader::{Elector, LEASE};
 use crate::server::{self, Parts};
-use crate::{client, guard, keygen};
+use crate::{client, guard, keygen, optimization};
 
 /// Longest wait for reconciles under way; shorter than a pod's grace period.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -125,6 +125,10 @@ async fn work(ctx: &Arc<Context>, stop: &CancellationToken, lost: impl Future<Ou
         name
     };
     tasks.spawn(task("guard", Box::pin(guard::run(Arc::clone(ctx), ending.clone()))));
+    tasks.spawn(task(
+        "optimizations",
+        Box::pin(optimization::run(Arc::clone(ctx), ending.clone().cancelled_owned())),
+    ));
     let end = tokio::select! {
         () = stop.cancelled() => End::Asked,
         () = lost => exit_at_once(),

@@ -12,3 +12,4 @@ mod chart;
 mod crds;
 mod installed;
 mod monitoring;
+mod optimization;

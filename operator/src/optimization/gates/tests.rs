@@ -99,12 +99,10 @@ fn what_can_not_be_judged_never_passes() {
     type Damage = fn(&mut Measured);
     let damages: [(&str, Damage); 9] = [
         ("the candidate has no latencyP99", |m| {
-            drop(m.candidate.as_mut().unwrap().remove("latencyP99"))
+            m.candidate.as_mut().unwrap().clear()
         }),
         ("the candidate has no latencyP99", |m| m.candidate = None),
-        ("the baseline has no latencyP99", |m| {
-            drop(m.baseline.remove("latencyP99"))
-        }),
+        ("the baseline has no latencyP99", |m| m.baseline.clear()),
         ("99 samples, at least 100", |m| {
             set(
                 m,
@@ -133,13 +131,7 @@ fn what_can_not_be_judged_never_passes() {
             )
         }),
         ("the baseline is 0", |m| {
-            drop(m.baseline.insert(
-                "latencyP99".into(),
-                Measurement {
-                    value: 0.0,
-                    samples: 200,
-                },
-            ))
+            m.baseline.get_mut("latencyP99").unwrap().value = 0.0
         }),
         ("another candidate was measured", |m| {
             m.candidate_digest = Some(Digest::of(b"other"))
