@@ -25,7 +25,9 @@ use kubelet::{Fate, Kubelet};
 
 const SHA: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 /// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
+/// Longest wait for the garbage collector, which looks for new kinds every 30 s.
+const COLLECTED: Duration = Duration::from_mins(3);
 
 struct Scene {
     installed: Installed,
@@ -236,7 +238,7 @@ async fn runs_to_the_end_again_and_leaves_nothing_behind() -> Result<()> {
     };
     scene.until(&objects, "ml", again).await?;
     objects.delete("magika", &DeleteParams::default()).await?;
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + COLLECTED;
     loop {
         scene.kubelet.tick("ml").await?;
         let workers = ListParams::default().labels(names::WORKER);
