@@ -126,7 +126,10 @@ async fn work(ctx: &Arc<Context>, stop: &CancellationToken, lost: impl Future<Ou
     };
     tasks.spawn(task("guard", Box::pin(guard::run(Arc::clone(ctx), ending.clone()))));
     let shutdown = || ending.clone().cancelled_owned();
-    tasks.spawn(task("optimization", Box::pin(optimization::run(Arc::clone(ctx), shutdown()))));
+    tasks.spawn(task(
+        "optimization",
+        Box::pin(optimization::run(Arc::clone(ctx), shutdown())),
+    ));
     tasks.spawn(task("promotion", Box::pin(promotion::run(Arc::clone(ctx), shutdown()))));
     let end = tokio::select! {
         () = stop.cancelled() => End::Asked,

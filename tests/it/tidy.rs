@@ -1,6 +1,7 @@
 //! What holds for the whole tree: sizes of files, directions of dependencies, documented reasons. Needs no cluster.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,13 +10,18 @@ const MAX_LINES: usize = 600;
 const UPDATE: &str = "UPDATE";
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the workspace").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the crate is in the workspace")
+        .to_path_buf()
 }
 
 fn sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["crds", "operator", "worker", "cli", "tests", "xtask", "examples"].iter().map(|name| root().join(name)).collect();
+    let mut folders: Vec<PathBuf> = ["crds", "operator", "worker", "cli", "tests", "xtask", "examples"]
+        .iter()
+        .map(|name| root().join(name))
+        .collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("the folder is there") {
             let path = entry.expect("the entry can be read").path();
@@ -58,15 +64,23 @@ fn dependencies_point_one_way() {
     ]);
     for (folder, names) in forbidden {
         let text = fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("the manifest is there");
-        let dependencies = text.split("[dependencies]").nth(1).expect("the manifest has dependencies");
+        let dependencies = text
+            .split("[dependencies]")
+            .nth(1)
+            .expect("the manifest has dependencies");
         let dependencies = dependencies.split("[dev-dependencies]").next().unwrap_or_default();
         for name in names {
-            let used = dependencies.lines().any(|line| line.split(['=', '.', ' ']).next() == Some(name));
+            let used = dependencies
+                .lines()
+                .any(|line| line.split(['=', '.', ' ']).next() == Some(name));
             assert!(!used, "{folder} must not depend on {name}");
         }
     }
     let worker = fs::read_to_string(root().join("worker/Cargo.toml")).expect("the manifest is there");
-    assert!(!worker.contains("features = [\"kube\"]"), "the worker takes the contract without the API types");
+    assert!(
+        !worker.contains("features = [\"kube\"]"),
+        "the worker takes the contract without the API types"
+    );
 }
 
 #[test]
@@ -78,12 +92,16 @@ fn every_reason_is_documented() {
     let mut reasons = assayer_crds::conditions::REASONS.to_vec();
     reasons.sort_by_key(|reason| reason.name);
     for reason in reasons {
-        page.push_str(&format!("| `{}` | {} |\n", reason.name, reason.meaning.trim().replace('|', "\\|")));
+        let meaning = reason.meaning.trim().replace('|', "\\|");
+        writeln!(page, "| `{}` | {meaning} |", reason.name).expect("a string takes all");
     }
     let path = root().join("docs/reasons.md");
     if std::env::var_os(UPDATE).is_some() {
         fs::write(&path, &page).expect("docs/ can be written");
     }
     let found = fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == page, "docs/reasons.md is not what the code says: run UPDATE=1 cargo test -p assayer-tests tidy");
+    assert!(
+        found == page,
+        "docs/reasons.md is not what the code says: run UPDATE=1 cargo test -p assayer-tests tidy"
+    );
 }

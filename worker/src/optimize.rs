@@ -6,7 +6,10 @@
 use crate::{
     calibrate::{self, Batches, DataError},
     onnx::{self, Limits, Model, Tensor, shown},
-    passes::{self, Mode, Quantize, Report, fold_batch_norm, fold_bias, fold_constants, gelu, quantize_dynamic, quantize_static},
+    passes::{
+        self, Mode, Quantize, Report, fold_batch_norm, fold_bias, fold_constants, gelu, quantize_dynamic,
+        quantize_static,
+    },
     session::{self, Options, Runtime},
 };
 use std::{
@@ -139,12 +142,19 @@ pub fn optimize(
     let mut done = 0;
     for stage in request.stages {
         let Stage::Quantize(settings) = stage;
-        reports.push(quantize(runtime, request, &mut model, settings, &mut stage_batches, &mut |step| {
-            if let Step::Calibrate(batches) = step {
-                done = batches;
-            }
-            progress(step);
-        })?);
+        reports.push(quantize(
+            runtime,
+            request,
+            &mut model,
+            settings,
+            &mut stage_batches,
+            &mut |step| {
+                if let Step::Calibrate(batches) = step {
+                    done = batches;
+                }
+                progress(step);
+            },
+        )?);
         onnx::check(&model, &request.limits)?;
     }
 
@@ -168,7 +178,12 @@ pub fn optimize(
 
 fn simplify(model: &mut Model, limits: &Limits) -> Result<Vec<Report>, Error> {
     let mut reports = Vec::new();
-    for pass in [fold_constants::apply, fold_batch_norm::apply, fold_bias::apply, gelu::apply] {
+    for pass in [
+        fold_constants::apply,
+        fold_batch_norm::apply,
+        fold_bias::apply,
+        gelu::apply,
+    ] {
         reports.push(pass(model)?);
         onnx::check(model, limits)?;
     }
@@ -192,7 +207,15 @@ fn quantize(
         BTreeMap::new()
     } else {
         let mut told = |done| progress(Step::Calibrate(done));
-        calibrate::calibrate(runtime, request.threads, model, &taps, settings.calibration, batches, &mut told)?
+        calibrate::calibrate(
+            runtime,
+            request.threads,
+            model,
+            &taps,
+            settings.calibration,
+            batches,
+            &mut told,
+        )?
     };
     progress(Step::Quantize);
     Ok(quantize_static::apply(model, settings, &observed)?)
@@ -201,10 +224,19 @@ fn quantize(
 /// Bytes of the baseline's files.
 fn total_bytes(model: &Model, path: &Path) -> Result<u64, Error> {
     let file = std::fs::metadata(path)
-        .map_err(|source| onnx::Error::Io { action: "read", path: path.to_owned(), source })?
+        .map_err(|source| onnx::Error::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        })?
         .len();
     // Weights that are not inside the file lie beside it.
-    let weights: u64 = model.graph.initializers.iter().map(|tensor| tensor.bytes().len() as u64).sum();
+    let weights: u64 = model
+        .graph
+        .initializers
+        .iter()
+        .map(|tensor| tensor.bytes().len() as u64)
+        .sum();
     Ok(if weights > file { file + weights } else { file })
 }
 
@@ -219,8 +251,11 @@ fn run_baseline(
     let written = onnx::write(model, &path)?;
     let outputs = run(runtime, "baseline", &path, probe);
     for file in std::iter::once(&written.model).chain(&written.external) {
-        std::fs::remove_file(file)
-            .map_err(|source| onnx::Error::Io { action: "remove", path: file.clone(), source })?;
+        std::fs::remove_file(file).map_err(|source| onnx::Error::Io {
+            action: "remove",
+            path: file.clone(),
+            source,
+        })?;
     }
     outputs
 }
@@ -242,17 +277,25 @@ fn run(runtime: &Runtime, which: &'static str, path: &Path, inputs: &[Tensor]) -
 fn compare(baseline: &[Tensor], candidate: &[Tensor]) -> Result<BTreeMap<String, f32>, Error> {
     let mut differences = BTreeMap::new();
     for before in baseline {
-        let unfaithful = |what: String| Error::Unfaithful { name: shown(&before.name), what };
+        let unfaithful = |what: String| Error::Unfaithful {
+            name: shown(&before.name),
+            what,
+        };
         let after = candidate
             .iter()
             .find(|after| after.name == before.name)
             .ok_or_else(|| unfaithful("is missing".to_owned()))?;
         if (after.element, &after.dims) != (before.element, &before.dims) {
-            let what = format!("is {:?} {:?}, the baseline's {:?} {:?}", after.element, after.dims, before.element, before.dims);
+            let what = format!(
+                "is {:?} {:?}, the baseline's {:?} {:?}",
+                after.element, after.dims, before.element, before.dims
+            );
             return Err(unfaithful(what));
         }
         let name = before.name.clone();
-        let (Some(before), Some(after)) = (before.to_floats(), after.to_floats()) else { continue };
+        let (Some(before), Some(after)) = (before.to_floats(), after.to_floats()) else {
+            continue;
+        };
         let mut largest = 0.0_f32;
         for (before, after) in before.iter().zip(&after).filter(|(before, _)| before.is_finite()) {
             if !after.is_finite() {

@@ -4,8 +4,8 @@
 
 use crate::onnx::{Data, ElementType, Tensor};
 use ort::{
-    ep::{self, ExecutionProviderDispatch},
     environment::Environment,
+    ep::{self, ExecutionProviderDispatch},
     session::{Session as OrtSession, SessionInputValue, builder::GraphOptimizationLevel},
     value::{DynValue, PrimitiveTensorElementType, TensorElementType, ValueType},
 };
@@ -57,7 +57,10 @@ pub enum Error {
 }
 
 fn call<E: std::fmt::Display>(action: &'static str) -> impl FnOnce(E) -> Error {
-    move |error| Error::Call { action, reason: error.to_string() }
+    move |error| Error::Call {
+        action,
+        reason: error.to_string(),
+    }
 }
 
 /// The loaded library. Cheap to clone; one per process.
@@ -72,18 +75,31 @@ static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);
 impl Runtime {
     /// Loads the library at `path`, or at `ORT_DYLIB_PATH`. Asking again for the same library gives the same one.
     pub fn load(path: Option<&Path>) -> Result<Self, Error> {
-        let path = path.map(Path::to_owned).or_else(|| std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from));
-        let path = path.filter(|path| !path.as_os_str().is_empty()).ok_or(Error::NoLibrary)?;
+        let path = path
+            .map(Path::to_owned)
+            .or_else(|| std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from));
+        let path = path
+            .filter(|path| !path.as_os_str().is_empty())
+            .ok_or(Error::NoLibrary)?;
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(runtime) = loaded.as_ref() {
             if runtime.path == path {
                 return Ok(runtime.clone());
             }
-            return Err(Error::OtherLibrary { loaded: runtime.path.clone(), asked: path });
+            return Err(Error::OtherLibrary {
+                loaded: runtime.path.clone(),
+                asked: path,
+            });
         }
-        let failed = |reason: String| Error::Load { path: path.clone(), reason };
+        let failed = |reason: String| Error::Load {
+            path: path.clone(),
+            reason,
+        };
         let environment = ort::init_from(&path).map_err(|error| failed(error.to_string()))?;
-        let environment = environment.with_telemetry(false).build().map_err(|error| failed(error.to_string()))?;
+        let environment = environment
+            .with_telemetry(false)
+            .build()
+            .map_err(|error| failed(error.to_string()))?;
         environment.set_log_level(ort::logging::LogLevel::Error);
         let runtime = Self { environment, path };
         *loaded = Some(runtime.clone());
@@ -103,13 +119,19 @@ impl Runtime {
     /// A session on a model file and the external data beside it.
     pub fn open(&self, model: &Path, options: &Options) -> Result<Session, Error> {
         let mut builder = self.builder(options)?;
-        builder.commit_from_file(model).map(Session).map_err(call("load the model"))
+        builder
+            .commit_from_file(model)
+            .map(Session)
+            .map_err(call("load the model"))
     }
 
     /// A session on a model in memory.
     pub fn open_bytes(&self, model: &[u8], options: &Options) -> Result<Session, Error> {
         let mut builder = self.builder(options)?;
-        builder.commit_from_memory(model).map(Session).map_err(call("load the model"))
+        builder
+            .commit_from_memory(model)
+            .map(Session)
+            .map_err(call("load the model"))
     }
 
     fn builder(&self, options: &Options) -> Result<ort::session::builder::SessionBuilder, Error> {
@@ -150,7 +172,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: 1, optimize: Optimize::Everything, provider: Provider::Cpu, optimized_model: None }
+        Self {
+            threads: 1,
+            optimize: Optimize::Everything,
+            provider: Provider::Cpu,
+            optimized_model: None,
+        }
     }
 }
 
@@ -223,9 +250,7 @@ impl Session {
         for (name, value) in outputs.iter() {
             let value: &DynValue = &value;
             let shape = match value.dtype() {
-                ValueType::Tensor { shape, .. } => {
-                    shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect()
-                }
+                ValueType::Tensor { shape, .. } => shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect(),
                 _ => Vec::new(),
             };
             each(Output { name, shape, value })?;
@@ -264,7 +289,11 @@ impl Output<'_> {
     }
 
     fn unreadable(&self, element: &str) -> Error {
-        Error::Element { element: element.to_owned(), action: "read", name: self.name.to_owned() }
+        Error::Element {
+            element: element.to_owned(),
+            action: "read",
+            name: self.name.to_owned(),
+        }
     }
 
     fn bytes<T, const N: usize>(&self, encode: impl Fn(T) -> [u8; N]) -> Result<Vec<u8>, Error>
@@ -307,7 +336,13 @@ fn value<T, const N: usize>(tensor: &Tensor, decode: impl Fn([u8; N]) -> T) -> R
 where
     T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static,
 {
-    let data: Vec<T> = tensor.bytes().as_chunks::<N>().0.iter().map(|bytes| decode(*bytes)).collect();
+    let data: Vec<T> = tensor
+        .bytes()
+        .as_chunks::<N>()
+        .0
+        .iter()
+        .map(|bytes| decode(*bytes))
+        .collect();
     let value = ort::value::Tensor::from_array((tensor.dims.clone(), data)).map_err(call("take an input"))?;
     Ok(value.into())
 }

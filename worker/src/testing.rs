@@ -14,9 +14,23 @@ pub(crate) struct Build {
 
 impl Build {
     pub(crate) fn opset(version: i64) -> Self {
-        let graph = Graph { name: "test".to_owned(), ..Graph::default() };
-        let opsets = vec![Opset { version, ..Opset::default() }];
-        Self { model: Model { ir_version: 8, opsets, graph, ..Model::default() }, count: 0 }
+        let graph = Graph {
+            name: "test".to_owned(),
+            ..Graph::default()
+        };
+        let opsets = vec![Opset {
+            version,
+            ..Opset::default()
+        }];
+        Self {
+            model: Model {
+                ir_version: 8,
+                opsets,
+                graph,
+                ..Model::default()
+            },
+            count: 0,
+        }
     }
 
     pub(crate) fn input(&mut self, name: &str, dims: &[i64]) -> String {
@@ -25,8 +39,16 @@ impl Build {
 
     /// A negative dimension is left open.
     pub(crate) fn typed_input(&mut self, name: &str, element: ElementType, dims: &[i64]) -> String {
-        let dims: Vec<Dim> =
-            dims.iter().map(|&dim| if dim < 0 { Dim::Named("n".to_owned()) } else { Dim::Fixed(dim) }).collect();
+        let dims: Vec<Dim> = dims
+            .iter()
+            .map(|&dim| {
+                if dim < 0 {
+                    Dim::Named("n".to_owned())
+                } else {
+                    Dim::Fixed(dim)
+                }
+            })
+            .collect();
         self.model.graph.inputs.push(ValueInfo::tensor(name, element, &dims));
         name.to_owned()
     }
@@ -38,7 +60,10 @@ impl Build {
 
     pub(crate) fn floats(&mut self, dims: &[usize], values: &[f32]) -> String {
         let name = self.fresh("w");
-        self.model.graph.initializers.push(Tensor::floats(&name, dims, values).unwrap());
+        self.model
+            .graph
+            .initializers
+            .push(Tensor::floats(&name, dims, values).unwrap());
         name
     }
 
@@ -55,7 +80,10 @@ impl Build {
 
     pub(crate) fn ints(&mut self, values: &[i64]) -> String {
         let name = self.fresh("i");
-        self.model.graph.initializers.push(Tensor::int64s(&name, &[values.len()], values).unwrap());
+        self.model
+            .graph
+            .initializers
+            .push(Tensor::int64s(&name, &[values.len()], values).unwrap());
         name
     }
 
@@ -63,10 +91,17 @@ impl Build {
         self.node_with(op_type, inputs, &[])
     }
 
-    pub(crate) fn node_with(&mut self, op_type: &str, inputs: &[&str], attributes: &[(&str, AttributeValue)]) -> String {
+    pub(crate) fn node_with(
+        &mut self,
+        op_type: &str,
+        inputs: &[&str],
+        attributes: &[(&str, AttributeValue)],
+    ) -> String {
         let output = self.fresh(op_type);
         let node = Node::new(op_type, inputs, &[&output]);
-        let node = attributes.iter().fold(node, |node, (name, value)| node.with(name, value.clone()));
+        let node = attributes
+            .iter()
+            .fold(node, |node, (name, value)| node.with(name, value.clone()));
         self.model.graph.nodes.push(node);
         output
     }
@@ -124,7 +159,10 @@ fn run_session(mut session: Session, inputs: &[Tensor]) -> Vec<Tensor> {
 
 /// Runs a model exactly as written.
 pub(crate) fn run(model: &Model, inputs: &[Tensor]) -> Vec<Tensor> {
-    let options = Options { optimize: Optimize::Nothing, ..Options::default() };
+    let options = Options {
+        optimize: Optimize::Nothing,
+        ..Options::default()
+    };
     run_session(runtime().open_bytes(&onnx::to_bytes(model), &options).unwrap(), inputs)
 }
 
@@ -132,10 +170,16 @@ pub(crate) fn run(model: &Model, inputs: &[Tensor]) -> Vec<Tensor> {
 pub(crate) fn run_optimized(model: &Model, inputs: &[Tensor]) -> (Vec<Tensor>, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("optimized.onnx");
-    let options = Options { optimized_model: Some(path.clone()), ..Options::default() };
+    let options = Options {
+        optimized_model: Some(path.clone()),
+        ..Options::default()
+    };
     let outputs = run_session(runtime().open_bytes(&onnx::to_bytes(model), &options).unwrap(), inputs);
     let optimized = onnx::read(&path, &Limits::default()).unwrap();
-    (outputs, optimized.graph.nodes.iter().map(|node| node.op_type.clone()).collect())
+    (
+        outputs,
+        optimized.graph.nodes.iter().map(|node| node.op_type.clone()).collect(),
+    )
 }
 
 /// Largest difference between two lists of float tensors, relative to the largest magnitude of the first.

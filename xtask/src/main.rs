@@ -93,7 +93,10 @@ async fn run(command: Command, progress: &Progress) -> Result<()> {
         Command::Images(arguments) => push_images(&arguments, progress),
         Command::ExampleData { out, rows } => {
             example::make(&out.unwrap_or_else(example::default_folder), rows, progress)?;
-            progress.say(&format!("export ORT_DYLIB_PATH={}", pypi::onnx_runtime(progress)?.display()));
+            progress.say(&format!(
+                "export ORT_DYLIB_PATH={}",
+                pypi::onnx_runtime(progress)?.display()
+            ));
             Ok(())
         }
         Command::Bench(bench) => bench::run(&bench, progress),

@@ -6,8 +6,9 @@ use std::{process::Command, thread};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{
-    cache, process,
+    cache,
     cluster::{Prometheus, Registry},
+    process,
     progress::Progress,
     tools::{debian, go, pypi},
 };

@@ -52,7 +52,11 @@ fn divergence(counts: &[u64], threshold: usize, used: usize) -> f64 {
             let edge = if from + index + 1 == threshold { clipped } else { 0 };
             let p = (count + edge) as f64 / total;
             if p > 0.0 {
-                let q = if count > 0 { mass / filled as f64 / kept } else { SMOOTHING };
+                let q = if count > 0 {
+                    mass / filled as f64 / kept
+                } else {
+                    SMOOTHING
+                };
                 sum += p * (p / q).ln();
             }
         }
@@ -68,7 +72,11 @@ mod tests {
     #[test]
     fn a_lone_outlier_is_clipped_and_a_flat_distribution_is_not() {
         let bell: Vec<f32> = (0..200_000_u32)
-            .map(|i| (0..6).map(|k| f32::from(u16::try_from(i.wrapping_mul(2_654_435_761 + k * 97) >> 16).unwrap())).sum())
+            .map(|i| {
+                (0..6)
+                    .map(|k| f32::from(u16::try_from(i.wrapping_mul(2_654_435_761 + k * 97) >> 16).unwrap()))
+                    .sum()
+            })
             .map(|sum: f32| sum / 65_536.0 - 3.0)
             .collect();
         let mut histogram = Histogram::default();

@@ -21,13 +21,21 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { exponent: MIN_EXPONENT, counts: vec![0; BINS], total: 0 }
+        Self {
+            exponent: MIN_EXPONENT,
+            counts: vec![0; BINS],
+            total: 0,
+        }
     }
 }
 
 impl Histogram {
     /// Adds finite values whose extremes are `extent`.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the bin was made to fit by `widen`")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the bin was made to fit by `widen`"
+    )]
     pub fn add(&mut self, values: &[f32], extent: Extent) {
         self.widen(exponent_for(extent.magnitude()));
         // A power of two: the product is exact up to underflow, which `floor` sends to the right side of zero.
@@ -43,7 +51,10 @@ impl Histogram {
     pub fn merge(&mut self, mut other: Self) {
         self.widen(other.exponent);
         other.widen(self.exponent);
-        self.counts.iter_mut().zip(&other.counts).for_each(|(count, more)| *count += more);
+        self.counts
+            .iter_mut()
+            .zip(&other.counts)
+            .for_each(|(count, more)| *count += more);
         self.total += other.total;
     }
 
@@ -72,7 +83,11 @@ impl Histogram {
     /// Counts by magnitude: element `i` holds values from `i` to `i + 1` widths away from zero, on both sides.
     pub(super) fn magnitudes(&self) -> Vec<u64> {
         let (below, above) = self.counts.split_at(BINS / 2);
-        above.iter().zip(below.iter().rev()).map(|(above, below)| above + below).collect()
+        above
+            .iter()
+            .zip(below.iter().rev())
+            .map(|(above, below)| above + below)
+            .collect()
     }
 
     /// The narrowest range of whole bins that leaves at most `(100 - percentile) / 2` percent outside on each side.
@@ -93,10 +108,17 @@ impl Histogram {
     }
 
     /// The range between the lower edges of two bins counted from zero, widened to hold zero.
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "4096 widths fit a float")]
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "4096 widths fit a float"
+    )]
     pub(super) fn range_of(&self, lowest: i64, highest: i64) -> Range {
         let edge = |bin: i64| ((bin as f64 * self.width()) as f32).clamp(f32::MIN, f32::MAX);
-        Range { min: edge(lowest).min(0.0), max: edge(highest).max(0.0) }
+        Range {
+            min: edge(lowest).min(0.0),
+            max: edge(highest).max(0.0),
+        }
     }
 }
 

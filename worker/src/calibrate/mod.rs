@@ -48,7 +48,9 @@ pub enum Error {
     #[error("percentile {0} is outside 50 (excluded) to 100")]
     Percentile(f64),
     /// A value that has no place in a range.
-    #[error("tensor {name} has the value {value} in batch {batch}: a range needs finite values; clean the calibration data")]
+    #[error(
+        "tensor {name} has the value {value} in batch {batch}: a range needs finite values; clean the calibration data"
+    )]
     NotFinite {
         /// Escaped name.
         name: String,
@@ -108,15 +110,21 @@ pub fn calibrate(
     for batch in batches {
         let batch = batch.map_err(Error::Data)?;
         for tensor in batch.iter().filter(|tensor| taps.contains(&tensor.name)) {
-            let values = tensor.to_floats().ok_or_else(|| Error::NotFloat { name: shown(&tensor.name) })?;
+            let values = tensor.to_floats().ok_or_else(|| Error::NotFloat {
+                name: shown(&tensor.name),
+            })?;
             add(&mut seen, &tensor.name, &values, tensor.dims.len(), done)?;
         }
         if let Some(session) = &mut session {
             let wanted = session.inputs();
-            let inputs: Vec<Tensor> =
-                batch.into_iter().filter(|tensor| wanted.contains(&tensor.name.as_str())).collect();
+            let inputs: Vec<Tensor> = batch
+                .into_iter()
+                .filter(|tensor| wanted.contains(&tensor.name.as_str()))
+                .collect();
             session.run(&inputs, |output| {
-                let values = output.floats().ok_or_else(|| Error::NotFloat { name: shown(output.name) })?;
+                let values = output.floats().ok_or_else(|| Error::NotFloat {
+                    name: shown(output.name),
+                })?;
                 add(&mut seen, output.name, values, output.shape.len(), done)
             })?;
         }
@@ -126,16 +134,31 @@ pub fn calibrate(
     if done == 0 {
         return Err(Error::Empty);
     }
-    seen.into_iter().map(|(name, seen)| {
-        let rank = seen.rank.filter(|_| !seen.rank_varies);
-        Ok((name.to_owned(), Observed { range: seen.range(name, method)?, rank }))
-    }).collect()
+    seen.into_iter()
+        .map(|(name, seen)| {
+            let rank = seen.rank.filter(|_| !seen.rank_varies);
+            Ok((
+                name.to_owned(),
+                Observed {
+                    range: seen.range(name, method)?,
+                    rank,
+                },
+            ))
+        })
+        .collect()
 }
 
 /// A session on the part of the model that the taps need; none where they are all inputs.
-fn tapped(runtime: &Runtime, threads: usize, model: &Model, taps: &[String]) -> Result<Option<session::Session>, Error> {
+fn tapped(
+    runtime: &Runtime,
+    threads: usize,
+    model: &Model,
+    taps: &[String],
+) -> Result<Option<session::Session>, Error> {
     let mut tapped = model.clone();
-    let computed = taps.iter().filter(|name| !model.graph.inputs.iter().any(|input| input.name == **name));
+    let computed = taps
+        .iter()
+        .filter(|name| !model.graph.inputs.iter().any(|input| input.name == **name));
     tapped.graph.outputs = computed.map(|name| ValueInfo::untyped(name)).collect();
     if tapped.graph.outputs.is_empty() {
         return Ok(None);
@@ -148,20 +171,22 @@ fn tapped(runtime: &Runtime, threads: usize, model: &Model, taps: &[String]) -> 
         .flat_map(|node| node.inputs.iter().map(String::as_str).chain(onnx::captured(node)))
         .collect();
     tapped.graph.inputs.retain(|input| used.contains(input.name.as_str()));
-    let options = Options { threads, optimize: Optimize::Nothing, ..Options::default() };
+    let options = Options {
+        threads,
+        optimize: Optimize::Nothing,
+        ..Options::default()
+    };
     Ok(Some(runtime.open_bytes(&onnx::to_bytes(&tapped), &options)?))
 }
 
-fn add(
-    seen: &mut BTreeMap<&str, Seen>,
-    name: &str,
-    values: &[f32],
-    rank: usize,
-    batch: u64,
-) -> Result<(), Error> {
+fn add(seen: &mut BTreeMap<&str, Seen>, name: &str, values: &[f32], rank: usize, batch: u64) -> Result<(), Error> {
     let Some(seen) = seen.get_mut(name) else { return Ok(()) };
     seen.rank_varies |= seen.rank.replace(rank).is_some_and(|before| before != rank);
-    seen.add(values).map_err(|value| Error::NotFinite { name: shown(name), value, batch })
+    seen.add(values).map_err(|value| Error::NotFinite {
+        name: shown(name),
+        value,
+        batch,
+    })
 }
 
 /// What is kept of one tensor.
@@ -175,7 +200,12 @@ struct Seen {
 impl Seen {
     fn new(method: Method) -> Self {
         let histogram = (method != Method::MinMax).then(Histogram::default);
-        Self { extent: Extent::default(), histogram, rank: None, rank_varies: false }
+        Self {
+            extent: Extent::default(),
+            histogram,
+            rank: None,
+            rank_varies: false,
+        }
     }
 
     /// Errors with the first value that is not finite.
@@ -189,7 +219,10 @@ impl Seen {
     }
 
     fn range(&self, name: &str, method: Method) -> Result<Range, Error> {
-        let full = self.extent.range().ok_or_else(|| Error::NeverSeen { name: shown(name) })?;
+        let full = self
+            .extent
+            .range()
+            .ok_or_else(|| Error::NeverSeen { name: shown(name) })?;
         let chosen = match (&self.histogram, method) {
             (Some(histogram), Method::Percentile(percentile)) => histogram.percentile(percentile),
             (Some(histogram), Method::Entropy) => entropy::range(histogram),
@@ -214,9 +247,15 @@ mod tests {
         for method in [Method::MinMax, Method::Entropy, Method::Percentile(99.99)] {
             assert_eq!(range(method, &[&[0.0; 100]]), Range { min: 0.0, max: 0.0 });
             let constant = range(method, &[&[3.5; 100]]);
-            assert!(constant.min >= 0.0 && (constant.max - 3.5).abs() < 0.01, "{method:?} {constant:?}");
+            assert!(
+                constant.min >= 0.0 && (constant.max - 3.5).abs() < 0.01,
+                "{method:?} {constant:?}"
+            );
             let tiny = range(method, &[&[1e-38, -1e-38]]);
-            assert!(tiny.min < 0.0 && tiny.max > 0.0 && tiny.max <= 1e-38, "{method:?} {tiny:?}");
+            assert!(
+                tiny.min < 0.0 && tiny.max > 0.0 && tiny.max <= 1e-38,
+                "{method:?} {tiny:?}"
+            );
             let wide = range(method, &[&[f32::MAX, f32::MIN, 0.0]]);
             assert!(wide.min.is_finite() && wide.max.is_finite());
         }

@@ -9,7 +9,10 @@ pub struct Extent {
 
 impl Default for Extent {
     fn default() -> Self {
-        Self { min: f32::INFINITY, max: f32::NEG_INFINITY }
+        Self {
+            min: f32::INFINITY,
+            max: f32::NEG_INFINITY,
+        }
     }
 }
 
@@ -31,7 +34,11 @@ impl Extent {
         }
         let bad = poison.iter().any(|sum| sum.is_nan()) || rest.iter().any(|value| !value.is_finite());
         if bad {
-            return Err(values.iter().copied().find(|value| !value.is_finite()).unwrap_or(f32::NAN));
+            return Err(values
+                .iter()
+                .copied()
+                .find(|value| !value.is_finite())
+                .unwrap_or(f32::NAN));
         }
         let (mut all_min, mut all_max) = (f32::INFINITY, f32::NEG_INFINITY);
         for &value in min.iter().chain(rest) {
@@ -40,7 +47,10 @@ impl Extent {
         for &value in max.iter().chain(rest) {
             all_max = all_max.max(value);
         }
-        Ok(Self { min: all_min, max: all_max })
+        Ok(Self {
+            min: all_min,
+            max: all_max,
+        })
     }
 
     /// Extremes of both.
@@ -51,12 +61,19 @@ impl Extent {
 
     /// Largest magnitude; 0 where nothing was seen.
     pub fn magnitude(self) -> f32 {
-        if self.min > self.max { 0.0 } else { self.min.abs().max(self.max.abs()) }
+        if self.min > self.max {
+            0.0
+        } else {
+            self.min.abs().max(self.max.abs())
+        }
     }
 
     /// The range, widened to hold zero; none where nothing was seen.
     pub fn range(self) -> Option<Range> {
-        (self.min <= self.max).then(|| Range { min: self.min.min(0.0), max: self.max.max(0.0) })
+        (self.min <= self.max).then(|| Range {
+            min: self.min.min(0.0),
+            max: self.max.max(0.0),
+        })
     }
 }
 
@@ -73,7 +90,10 @@ impl Range {
     /// The part of this range inside `other`.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
-        Self { min: self.min.max(other.min).min(0.0), max: self.max.min(other.max).max(0.0) }
+        Self {
+            min: self.min.max(other.min).min(0.0),
+            max: self.max.min(other.max).max(0.0),
+        }
     }
 }
 

@@ -26,7 +26,11 @@ pub fn check(model: &Model, limits: &Limits) -> Result<(), Error> {
     let functions = Functions::new(model)?;
     check_opsets(&model.opsets, &functions, &model.graph.name)?;
     functions.check(limits)?;
-    let mut scope = Scope { functions: &functions, opsets: &model.opsets, visible: HashSet::new() };
+    let mut scope = Scope {
+        functions: &functions,
+        opsets: &model.opsets,
+        visible: HashSet::new(),
+    };
     scope.graph(&model.graph, true)
 }
 
@@ -35,18 +39,31 @@ fn check_opsets(opsets: &[Opset], functions: &Functions<'_>, place: &str) -> Res
     for opset in opsets {
         let (domain, version) = (opset.domain.as_str(), opset.version);
         if !seen.insert(domain) {
-            return Err(Error::graph(place, format!("domain {} is imported twice", shown(domain))));
+            return Err(Error::graph(
+                place,
+                format!("domain {} is imported twice", shown(domain)),
+            ));
         }
         if !ops::DOMAINS.contains(&domain) && !functions.domains.contains(domain) {
             let construct = format!("operator domain {}", shown(domain));
-            return Err(Error::unsupported(construct, "only ONNX, ai.onnx.ml and com.microsoft are accepted"));
+            return Err(Error::unsupported(
+                construct,
+                "only ONNX, ai.onnx.ml and com.microsoft are accepted",
+            ));
         }
         if domain.is_empty() && !(OLDEST_OPSET..=ops::NEWEST_OPSET).contains(&version) {
             let (oldest, newest) = (OLDEST_OPSET, ops::NEWEST_OPSET);
-            return Err(Error::graph(place, format!("operator set {version} is outside {oldest} to {newest}")));
+            return Err(Error::graph(
+                place,
+                format!("operator set {version} is outside {oldest} to {newest}"),
+            ));
         }
     }
-    if seen.contains("") { Ok(()) } else { Err(Error::graph(place, "no operator set of ONNX is imported")) }
+    if seen.contains("") {
+        Ok(())
+    } else {
+        Err(Error::graph(place, "no operator set of ONNX is imported"))
+    }
 }
 
 /// Local functions by (domain, name).
@@ -68,7 +85,12 @@ impl<'m> Functions<'m> {
             }
             domains.insert(key.0);
         }
-        Ok(Self { by_name, domains, ordered: &model.functions, graph: &model.graph })
+        Ok(Self {
+            by_name,
+            domains,
+            ordered: &model.functions,
+            graph: &model.graph,
+        })
     }
 
     /// Bodies are valid, no function reaches itself, and what inlining would produce stays within the limit on nodes.
@@ -77,7 +99,11 @@ impl<'m> Functions<'m> {
         for function in self.ordered {
             check_opsets(&function.opsets, self, &function.name)?;
             self.inlined(function, &mut sizes, 0, limits)?;
-            let mut scope = Scope { functions: self, opsets: &function.opsets, visible: HashSet::new() };
+            let mut scope = Scope {
+                functions: self,
+                opsets: &function.opsets,
+                visible: HashSet::new(),
+            };
             scope.function(function)?;
         }
         if self.ordered.is_empty() {
@@ -104,7 +130,11 @@ impl<'m> Functions<'m> {
         }
         if depth >= limits.nesting {
             let (value, limit) = (u64::from(depth) + 1, u64::from(limits.nesting));
-            return Err(Error::Limit { what: "depth of function calls", value, limit });
+            return Err(Error::Limit {
+                what: "depth of function calls",
+                value,
+                limit,
+            });
         }
         sizes.insert(key, None);
         let mut nodes = Vec::new();
@@ -127,7 +157,11 @@ impl<'m> Functions<'m> {
             let size = called.map_or(Ok(1), |called| self.inlined(called, sizes, depth + 1, limits))?;
             total = total.saturating_add(size);
             if total > limits.nodes {
-                return Err(Error::Limit { what: "nodes after inlining functions", value: total, limit: limits.nodes });
+                return Err(Error::Limit {
+                    what: "nodes after inlining functions",
+                    value: total,
+                    limit: limits.nodes,
+                });
             }
         }
         Ok(total)
@@ -158,7 +192,10 @@ impl<'m> Scope<'m> {
         let mut initializers = HashSet::new();
         for tensor in &graph.initializers {
             if !initializers.insert(tensor.name.as_str()) {
-                return Err(Error::graph(&graph.name, format!("initializer {} appears twice", shown(&tensor.name))));
+                return Err(Error::graph(
+                    &graph.name,
+                    format!("initializer {} appears twice", shown(&tensor.name)),
+                ));
             }
             if !inputs.contains(tensor.name.as_str()) {
                 self.define(&tensor.name, &mut added, &graph.name)?;
@@ -171,10 +208,16 @@ impl<'m> Scope<'m> {
         let mut outputs = HashSet::new();
         for output in &graph.outputs {
             if !self.visible.contains(output.name.as_str()) {
-                return Err(Error::graph(&graph.name, format!("output {} is never computed", shown(&output.name))));
+                return Err(Error::graph(
+                    &graph.name,
+                    format!("output {} is never computed", shown(&output.name)),
+                ));
             }
             if !outputs.insert(output.name.as_str()) {
-                return Err(Error::graph(&graph.name, format!("output {} appears twice", shown(&output.name))));
+                return Err(Error::graph(
+                    &graph.name,
+                    format!("output {} appears twice", shown(&output.name)),
+                ));
             }
         }
         for name in added {
@@ -189,8 +232,15 @@ impl<'m> Scope<'m> {
             self.define(input, &mut added, &function.name)?;
         }
         self.nodes(&function.nodes, &mut added, &function.name)?;
-        match function.outputs.iter().find(|output| !self.visible.contains(output.as_str())) {
-            Some(output) => Err(Error::graph(&function.name, format!("output {} is never computed", shown(output)))),
+        match function
+            .outputs
+            .iter()
+            .find(|output| !self.visible.contains(output.as_str()))
+        {
+            Some(output) => Err(Error::graph(
+                &function.name,
+                format!("output {} is never computed", shown(output)),
+            )),
             None => Ok(()),
         }
     }
@@ -198,7 +248,10 @@ impl<'m> Scope<'m> {
     fn nodes(&mut self, nodes: &'m [Node], added: &mut Vec<&'m str>, place: &str) -> Result<(), Error> {
         for node in nodes {
             self.operator(node, place)?;
-            if let Some(input) = node.inputs.iter().find(|name| !name.is_empty() && !self.visible.contains(name.as_str()))
+            if let Some(input) = node
+                .inputs
+                .iter()
+                .find(|name| !name.is_empty() && !self.visible.contains(name.as_str()))
             {
                 return Err(Error::graph(place, undefined(node, input, nodes)));
             }
@@ -227,19 +280,35 @@ impl<'m> Scope<'m> {
         let (domain, op_type) = (node.domain.as_str(), node.op_type.as_str());
         if !self.opsets.iter().any(|opset| opset.domain == domain) {
             let label = shown(node.label());
-            return Err(Error::graph(place, format!("domain {} of node {label} is not imported", shown(domain))));
+            return Err(Error::graph(
+                place,
+                format!("domain {} of node {label} is not imported", shown(domain)),
+            ));
         }
         if ops::known(domain, op_type) || self.functions.by_name.contains_key(&(domain, op_type)) {
             return Ok(());
         }
         let separator = if domain.is_empty() { "" } else { "::" };
-        let construct = format!("operator {} of node {}", shown(&format!("{domain}{separator}{op_type}")), shown(node.label()));
-        Err(Error::unsupported(construct, "export the model with standard ONNX operators"))
+        let construct = format!(
+            "operator {} of node {}",
+            shown(&format!("{domain}{separator}{op_type}")),
+            shown(node.label())
+        );
+        Err(Error::unsupported(
+            construct,
+            "export the model with standard ONNX operators",
+        ))
     }
 }
 
 fn undefined(node: &Node, input: &str, nodes: &[Node]) -> String {
-    let later = nodes.iter().any(|other| other.outputs.iter().any(|output| output == input));
-    let why = if later { "before it is computed: the nodes are cyclic or not in order" } else { "which nothing computes" };
+    let later = nodes
+        .iter()
+        .any(|other| other.outputs.iter().any(|output| output == input));
+    let why = if later {
+        "before it is computed: the nodes are cyclic or not in order"
+    } else {
+        "which nothing computes"
+    };
     format!("node {} reads {} {why}", shown(node.label()), shown(input))
 }

@@ -59,7 +59,12 @@ pub(super) fn model(ctx: &mut Context<'_>, bytes: &[u8]) -> Result<Model, Error>
                 graph_bytes = Some(field.bytes()?);
             }
             8 => model.opsets.push(opset(ctx, field.bytes()?)?),
-            20 => return Err(Error::unsupported("training information", "export the model for inference")),
+            20 => {
+                return Err(Error::unsupported(
+                    "training information",
+                    "export the model for inference",
+                ));
+            }
             25 => {
                 ctx.budget.function()?;
                 model.functions.push(function(ctx, field.bytes()?)?);
@@ -115,7 +120,12 @@ fn function(ctx: &mut Context<'_>, bytes: &[u8]) -> Result<Function, Error> {
                 field.once(&mut seen)?;
                 function.domain = domain(ctx, &field)?;
             }
-            13 => return Err(Error::unsupported("an overloaded function", "inline the model's functions")),
+            13 => {
+                return Err(Error::unsupported(
+                    "an overloaded function",
+                    "inline the model's functions",
+                ));
+            }
             _ => ctx.rest(&mut function.rest, &field)?,
         }
     }
@@ -187,7 +197,10 @@ fn node(ctx: &mut Context<'_>, bytes: &[u8], depth: u32) -> Result<Node, Error> 
             }
             7 => node.domain = domain(ctx, &field)?,
             8 if !field.bytes()?.is_empty() => {
-                return Err(Error::unsupported("an overloaded function", "inline the model's functions"));
+                return Err(Error::unsupported(
+                    "an overloaded function",
+                    "inline the model's functions",
+                ));
             }
             _ => ctx.rest(&mut node.rest, &field)?,
         }
@@ -240,7 +253,9 @@ fn attribute_field(ctx: &mut Context<'_>, parts: &mut Parts, field: &Field<'_>, 
         7 => {
             let bytes = field.fixed32s()?;
             ctx.budget.bytes(bytes.len())?;
-            parts.floats.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+            parts
+                .floats
+                .extend(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
         }
         8 => field.varints(|value| {
             ctx.budget.bytes(size_of::<i64>())?;
@@ -287,7 +302,10 @@ impl Parts {
             (13, self.type_proto.is_some()),
             (14, !self.types.is_empty()),
         ];
-        flags.into_iter().filter_map(|(kind, present)| present.then_some(kind)).collect()
+        flags
+            .into_iter()
+            .filter_map(|(kind, present)| present.then_some(kind))
+            .collect()
     }
 
     /// The value that the type names; an attribute that carries anything else besides it is ambiguous and refused.
@@ -297,15 +315,27 @@ impl Parts {
             (0, [only]) => *only,
             (kind, _) => kind,
         };
-        let ambiguous = if self.reference.is_empty() { present.iter().any(|&p| p != kind) } else { !present.is_empty() };
+        let ambiguous = if self.reference.is_empty() {
+            present.iter().any(|&p| p != kind)
+        } else {
+            !present.is_empty()
+        };
         if ambiguous {
             let name = shown(&self.name);
             let what = format!("{name} has type {kind} and holds values of types {present:?}");
             return Err(Error::malformed("attribute", what));
         }
-        let missing = || Error::malformed("attribute", format!("{} of type {kind} has no value", shown(&self.name)));
+        let missing = || {
+            Error::malformed(
+                "attribute",
+                format!("{} of type {kind} has no value", shown(&self.name)),
+            )
+        };
         let value = match kind {
-            kind if !self.reference.is_empty() => AttributeValue::Reference { name: self.reference, kind },
+            kind if !self.reference.is_empty() => AttributeValue::Reference {
+                name: self.reference,
+                kind,
+            },
             1 => AttributeValue::Float(self.float.unwrap_or_default()),
             2 => AttributeValue::Int(self.int.unwrap_or_default()),
             3 => AttributeValue::String(self.string.unwrap_or_default()),
@@ -320,6 +350,10 @@ impl Parts {
             14 => AttributeValue::Types(self.types),
             _ => return Err(missing()),
         };
-        Ok(Attribute { name: self.name, value, rest: self.rest })
+        Ok(Attribute {
+            name: self.name,
+            value,
+            rest: self.rest,
+        })
     }
 }

@@ -46,7 +46,11 @@ fn tensor_field(ctx: &mut Context<'_>, parts: &mut Parts, field: &Field<'_>) -> 
         1 => field.varints(|dim| {
             let (value, limit) = (parts.dims.len() as u64 + 1, ctx.budget.limits.rank as u64);
             if value > limit {
-                return Err(Error::Limit { what: "rank of a tensor", value, limit });
+                return Err(Error::Limit {
+                    what: "rank of a tensor",
+                    value,
+                    limit,
+                });
             }
             let dim = usize::try_from(dim.cast_signed())
                 .map_err(|_| Error::malformed("tensor", format!("dimension {}", dim.cast_signed())))?;
@@ -54,7 +58,10 @@ fn tensor_field(ctx: &mut Context<'_>, parts: &mut Parts, field: &Field<'_>) -> 
             Ok(())
         }),
         2 => Ok(parts.element = i64::from(field.int32()?)),
-        3 => Err(Error::unsupported("a segmented tensor", "write each tensor in one piece")),
+        3 => Err(Error::unsupported(
+            "a segmented tensor",
+            "write each tensor in one piece",
+        )),
         4 => append(ctx, parts, 4, &field.fixed32s()?),
         10 => append(ctx, parts, 10, &field.fixed64s()?),
         5 => field.varints(|value| append(ctx, parts, 5, &low_i32(value.cast_signed()).to_le_bytes())),
@@ -100,7 +107,12 @@ fn entry(ctx: &mut Context<'_>, bytes: &[u8]) -> Result<(String, String), Error>
                 field.once(&mut seen)?;
                 value = ctx.string(&field)?;
             }
-            _ => return Err(Error::malformed("external data entry", format!("field {}", field.number))),
+            _ => {
+                return Err(Error::malformed(
+                    "external data entry",
+                    format!("field {}", field.number),
+                ));
+            }
         }
     }
     Ok((key, value))
@@ -113,16 +125,32 @@ fn finish(ctx: &mut Context<'_>, parts: Parts) -> Result<Tensor, Error> {
         .filter(|&count| usize::try_from(count.saturating_mul(16)).is_ok_and(|bytes| bytes < usize::MAX / 2))
         .ok_or_else(|| Error::tensor(&parts.name, format!("dimensions {:?} overflow", parts.dims)))?;
     let data = data(ctx, &parts, element, elements)?;
-    Ok(Tensor { name: parts.name, element, dims: parts.dims, data, rest: parts.rest })
+    Ok(Tensor {
+        name: parts.name,
+        element,
+        dims: parts.dims,
+        data,
+        rest: parts.rest,
+    })
 }
 
 fn data(ctx: &mut Context<'_>, parts: &Parts, element: ElementType, elements: u64) -> Result<Data, Error> {
     let external = match parts.location {
         0 if parts.external.is_empty() => false,
         1 => true,
-        other => return Err(Error::tensor(&parts.name, format!("data location {other} with external entries"))),
+        other => {
+            return Err(Error::tensor(
+                &parts.name,
+                format!("data location {other} with external entries"),
+            ));
+        }
     };
-    let sources = [external, parts.raw.is_some(), parts.typed.is_some(), !parts.strings.is_empty()];
+    let sources = [
+        external,
+        parts.raw.is_some(),
+        parts.typed.is_some(),
+        !parts.strings.is_empty(),
+    ];
     if sources.iter().filter(|&&present| present).count() > 1 {
         return Err(Error::tensor(&parts.name, "its data is given in more than one place"));
     }
@@ -136,7 +164,10 @@ fn data(ctx: &mut Context<'_>, parts: &Parts, element: ElementType, elements: u6
     let bytes = if external {
         let location = Location::parse(&parts.name, &parts.external)?;
         let folder = ctx.folder.as_deref_mut().ok_or_else(|| {
-            Error::external(&parts.name, "this model came as bytes, without a folder; give it as a file")
+            Error::external(
+                &parts.name,
+                "this model came as bytes, without a folder; give it as a file",
+            )
         })?;
         folder.read(&parts.name, &location, wanted)?
     } else if let Some(raw) = &parts.raw {
@@ -147,7 +178,11 @@ fn data(ctx: &mut Context<'_>, parts: &Parts, element: ElementType, elements: u6
         Bytes::new()
     };
     if bytes.len() as u64 != wanted {
-        let reason = format!("{} bytes where {element:?} {:?} takes {wanted}", bytes.len(), parts.dims);
+        let reason = format!(
+            "{} bytes where {element:?} {:?} takes {wanted}",
+            bytes.len(),
+            parts.dims
+        );
         return Err(Error::tensor(&parts.name, reason));
     }
     Ok(Data::Raw(bytes))
@@ -175,5 +210,8 @@ fn narrow(name: &str, element: ElementType, number: u32, typed: &[u8]) -> Result
     if width == field_width {
         return Ok(typed.to_vec());
     }
-    Ok(typed.chunks_exact(field_width).flat_map(|element| element[..width].iter().copied()).collect())
+    Ok(typed
+        .chunks_exact(field_width)
+        .flat_map(|element| element[..width].iter().copied())
+        .collect())
 }

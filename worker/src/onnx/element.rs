@@ -36,9 +36,32 @@ pub enum ElementType {
 use ElementType as T;
 
 const ALL: [ElementType; 26] = [
-    T::Float, T::Uint8, T::Int8, T::Uint16, T::Int16, T::Int32, T::Int64, T::String, T::Bool, T::Float16, T::Double,
-    T::Uint32, T::Uint64, T::Complex64, T::Complex128, T::Bfloat16, T::Float8E4M3Fn, T::Float8E4M3Fnuz, T::Float8E5M2,
-    T::Float8E5M2Fnuz, T::Uint4, T::Int4, T::Float4E2M1, T::Float8E8M0, T::Uint2, T::Int2,
+    T::Float,
+    T::Uint8,
+    T::Int8,
+    T::Uint16,
+    T::Int16,
+    T::Int32,
+    T::Int64,
+    T::String,
+    T::Bool,
+    T::Float16,
+    T::Double,
+    T::Uint32,
+    T::Uint64,
+    T::Complex64,
+    T::Complex128,
+    T::Bfloat16,
+    T::Float8E4M3Fn,
+    T::Float8E4M3Fnuz,
+    T::Float8E5M2,
+    T::Float8E5M2Fnuz,
+    T::Uint4,
+    T::Int4,
+    T::Float4E2M1,
+    T::Float8E8M0,
+    T::Uint2,
+    T::Int2,
 ];
 
 impl ElementType {
@@ -83,6 +106,10 @@ mod tests {
         for number in 1..=26 {
             assert_eq!(ElementType::from_number(number).unwrap().number(), number);
         }
-        assert!([-1, 0, 27, i64::MAX, i64::MIN].iter().all(|&n| ElementType::from_number(n).is_none()));
+        assert!(
+            [-1, 0, 27, i64::MAX, i64::MIN]
+                .iter()
+                .all(|&n| ElementType::from_number(n).is_none())
+        );
     }
 }

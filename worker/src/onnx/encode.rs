@@ -15,7 +15,10 @@ pub(super) fn model(model: &Model, placement: &Placement) -> Rope {
     rope.raw(&model.rest);
     rope.message(7, graph(&model.graph, placement));
     model.opsets.iter().for_each(|set| rope.message(8, opset(set)));
-    model.functions.iter().for_each(|local| rope.message(25, function(local)));
+    model
+        .functions
+        .iter()
+        .for_each(|local| rope.message(25, function(local)));
     rope
 }
 
@@ -43,10 +46,16 @@ fn graph(graph: &Graph, placement: &Placement) -> Rope {
     let mut rope = Rope::default();
     graph.nodes.iter().for_each(|inner| rope.message(1, node(inner)));
     rope.text(2, &graph.name);
-    graph.initializers.iter().for_each(|inner| rope.message(5, tensor(inner, placement.get(&inner.name))));
+    graph
+        .initializers
+        .iter()
+        .for_each(|inner| rope.message(5, tensor(inner, placement.get(&inner.name))));
     graph.inputs.iter().for_each(|info| rope.message(11, value_info(info)));
     graph.outputs.iter().for_each(|info| rope.message(12, value_info(info)));
-    graph.value_info.iter().for_each(|info| rope.message(13, value_info(info)));
+    graph
+        .value_info
+        .iter()
+        .for_each(|info| rope.message(13, value_info(info)));
     rope.raw(&graph.rest);
     rope
 }
@@ -57,7 +66,9 @@ fn node(node: &Node) -> Rope {
     node.outputs.iter().for_each(|name| rope.slice(2, name.as_bytes()));
     rope.text(3, &node.name);
     rope.text(4, &node.op_type);
-    node.attributes.iter().for_each(|inner| rope.message(5, attribute(inner)));
+    node.attributes
+        .iter()
+        .for_each(|inner| rope.message(5, attribute(inner)));
     rope.text(7, &node.domain);
     rope.raw(&node.rest);
     rope
@@ -145,7 +156,11 @@ fn tensor(tensor: &Tensor, place: Option<&(String, u64)>) -> Rope {
         (Data::Strings(values), _) => values.iter().for_each(|value| rope.payload(6, value)),
         (Data::Raw(bytes), None) => rope.payload(9, bytes),
         (Data::Raw(bytes), Some((file, offset))) => {
-            let entries = [("location", file.clone()), ("offset", offset.to_string()), ("length", bytes.len().to_string())];
+            let entries = [
+                ("location", file.clone()),
+                ("offset", offset.to_string()),
+                ("length", bytes.len().to_string()),
+            ];
             for (key, value) in entries {
                 let mut entry = Rope::default();
                 entry.text(1, key);

@@ -90,7 +90,12 @@ pub enum Error {
 /// A hostile name made fit for a message: escaped, quoted, at most 120 characters.
 pub fn shown(name: &str) -> String {
     const MAX: usize = 120;
-    let mut text: String = name.chars().take(MAX).flat_map(char::escape_debug).take(2 * MAX).collect();
+    let mut text: String = name
+        .chars()
+        .take(MAX)
+        .flat_map(char::escape_debug)
+        .take(2 * MAX)
+        .collect();
     if name.chars().nth(MAX).is_some() {
         text.push('…');
     }
@@ -99,22 +104,37 @@ pub fn shown(name: &str) -> String {
 
 impl Error {
     pub(crate) fn malformed(message: &'static str, what: impl Into<String>) -> Self {
-        Self::Malformed { message, what: what.into() }
+        Self::Malformed {
+            message,
+            what: what.into(),
+        }
     }
 
     pub(crate) fn tensor(name: &str, reason: impl Into<String>) -> Self {
-        Self::Tensor { name: shown(name), reason: reason.into() }
+        Self::Tensor {
+            name: shown(name),
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn external(name: &str, reason: impl Into<String>) -> Self {
-        Self::External { name: shown(name), reason: reason.into() }
+        Self::External {
+            name: shown(name),
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn graph(graph: &str, reason: impl Into<String>) -> Self {
-        Self::Graph { graph: shown(graph), reason: reason.into() }
+        Self::Graph {
+            graph: shown(graph),
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn unsupported(construct: impl Into<String>, hint: &'static str) -> Self {
-        Self::Unsupported { construct: construct.into(), hint }
+        Self::Unsupported {
+            construct: construct.into(),
+            hint,
+        }
     }
 }

@@ -34,14 +34,27 @@ impl Location {
             }
         }
         let number = |key: &str| {
-            found.get(key).map(|value| parse_number(value)).transpose().map_err(|()| {
-                Error::external(tensor, format!("{key} {} is not a number", shown(found.get(key).unwrap_or(&""))))
-            })
+            found
+                .get(key)
+                .map(|value| parse_number(value))
+                .transpose()
+                .map_err(|()| {
+                    Error::external(
+                        tensor,
+                        format!("{key} {} is not a number", shown(found.get(key).unwrap_or(&""))),
+                    )
+                })
         };
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
-        let file = *found.get("location").ok_or_else(|| Error::external(tensor, "no location"))?;
+        let file = *found
+            .get("location")
+            .ok_or_else(|| Error::external(tensor, "no location"))?;
         plain_file_name(tensor, file)?;
-        Ok(Self { file: file.to_owned(), offset, length })
+        Ok(Self {
+            file: file.to_owned(),
+            offset,
+            length,
+        })
     }
 }
 
@@ -52,7 +65,10 @@ fn parse_number(text: &str) -> Result<u64, ()> {
 
 fn plain_file_name(tensor: &str, file: &str) -> Result<(), Error> {
     if file.contains("_ORT_MEM_ADDR_") {
-        return Err(Error::external(tensor, "the location is a memory address, which would read this process"));
+        return Err(Error::external(
+            tensor,
+            "the location is a memory address, which would read this process",
+        ));
     }
     let plain = !file.is_empty()
         && file.len() <= 255
@@ -63,7 +79,13 @@ fn plain_file_name(tensor: &str, file: &str) -> Result<(), Error> {
     if plain {
         return Ok(());
     }
-    Err(Error::external(tensor, format!("location {} is not a plain file name in the model's folder", shown(file))))
+    Err(Error::external(
+        tensor,
+        format!(
+            "location {} is not a plain file name in the model's folder",
+            shown(file)
+        ),
+    ))
 }
 
 /// The model's folder, by descriptor, with the files mapped so far.
@@ -79,23 +101,41 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn open(path: &Path, max_bytes: u64, max_files: u64) -> Result<Self, Error> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let descriptor = fs::open(path, flags, Mode::empty())
-            .map_err(|errno| Error::Io { action: "open", path: path.to_owned(), source: errno.into() })?;
-        Ok(Self { path: path.to_owned(), descriptor, files: BTreeMap::new(), max_bytes, max_files })
+        let descriptor = fs::open(path, flags, Mode::empty()).map_err(|errno| Error::Io {
+            action: "open",
+            path: path.to_owned(),
+            source: errno.into(),
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            descriptor,
+            files: BTreeMap::new(),
+            max_bytes,
+            max_files,
+        })
     }
 
     /// The bytes of one tensor, as a slice of the mapped file.
     pub(super) fn read(&mut self, tensor: &str, location: &Location, wanted: u64) -> Result<Bytes, Error> {
         if location.length.is_some_and(|length| length != wanted) {
-            let reason = format!("length {} where type and dimensions take {wanted}", location.length.unwrap_or(0));
+            let reason = format!(
+                "length {} where type and dimensions take {wanted}",
+                location.length.unwrap_or(0)
+            );
             return Err(Error::external(tensor, reason));
         }
         let file = self.file(tensor, &location.file)?;
-        let range = location.offset.checked_add(wanted).filter(|&end| end <= file.len() as u64);
+        let range = location
+            .offset
+            .checked_add(wanted)
+            .filter(|&end| end <= file.len() as u64);
         let range = range.and_then(|end| Some(usize::try_from(location.offset).ok()?..usize::try_from(end).ok()?));
         let range = range.ok_or_else(|| {
             let (offset, size) = (location.offset, file.len());
-            Error::external(tensor, format!("{wanted} bytes at offset {offset} pass the end of a file of {size} bytes"))
+            Error::external(
+                tensor,
+                format!("{wanted} bytes at offset {offset} pass the end of a file of {size} bytes"),
+            )
         })?;
         Ok(file.slice(range))
     }
@@ -106,18 +146,29 @@ impl Folder {
         }
         if self.files.len() as u64 == self.max_files {
             let (value, limit) = (self.max_files + 1, self.max_files);
-            return Err(Error::Limit { what: "number of external data files", value, limit });
+            return Err(Error::Limit {
+                what: "number of external data files",
+                value,
+                limit,
+            });
         }
         let file = self.open_beneath(tensor, name)?;
         let metadata = file.metadata().map_err(|source| self.io(name, source))?;
         let links = std::os::unix::fs::MetadataExt::nlink(&metadata);
         if !metadata.is_file() || links != 1 {
-            let reason = format!("{} is not a regular file with exactly one name (links: {links})", shown(name));
+            let reason = format!(
+                "{} is not a regular file with exactly one name (links: {links})",
+                shown(name)
+            );
             return Err(Error::external(tensor, reason));
         }
         if metadata.len() > self.max_bytes {
             let (value, limit) = (metadata.len(), self.max_bytes);
-            return Err(Error::Limit { what: "size of an external data file in bytes", value, limit });
+            return Err(Error::Limit {
+                what: "size of an external data file in bytes",
+                value,
+                limit,
+            });
         }
         let bytes = mapped::map(&file).map_err(|source| self.io(name, source))?;
         self.files.insert(name.to_owned(), bytes.clone());
@@ -133,11 +184,18 @@ impl Folder {
             other => other,
         };
         opened.map(std::fs::File::from).map_err(|errno| {
-            Error::external(tensor, format!("cannot open {} in the model's folder: {errno}", shown(name)))
+            Error::external(
+                tensor,
+                format!("cannot open {} in the model's folder: {errno}", shown(name)),
+            )
         })
     }
 
     fn io(&self, name: &str, source: std::io::Error) -> Error {
-        Error::Io { action: "read", path: self.path.join(name), source }
+        Error::Io {
+            action: "read",
+            path: self.path.join(name),
+            source,
+        }
     }
 }

@@ -39,30 +39,58 @@ pub struct Written {
 pub fn from_bytes(bytes: &Bytes, limits: &Limits) -> Result<Model, Error> {
     within(bytes.len() as u64, limits)?;
     let budget = Budget::new(limits, bytes.len());
-    decode::model(&mut Context { source: bytes, folder: None, budget }, bytes)
+    decode::model(
+        &mut Context {
+            source: bytes,
+            folder: None,
+            budget,
+        },
+        bytes,
+    )
 }
 
 /// Reads a model file and the external data beside it. The file must be regular; a link is refused.
 pub fn read(path: &Path, limits: &Limits) -> Result<Model, Error> {
-    let io = |action, source| Error::Io { action, path: path.to_owned(), source };
+    let io = |action, source| Error::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| io("open", errno.into()))?;
     let file = File::from(file);
     let metadata = file.metadata().map_err(|source| io("read", source))?;
     if !metadata.is_file() {
-        return Err(io("read", io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+        return Err(io(
+            "read",
+            io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"),
+        ));
     }
     within(metadata.len(), limits)?;
     let bytes = mapped::map(&file).map_err(|source| io("read", source))?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let mut folder = Folder::open(parent, limits.external_bytes, limits.external_files)?;
     let budget = Budget::new(limits, bytes.len());
-    decode::model(&mut Context { source: &bytes, folder: Some(&mut folder), budget }, &bytes)
+    decode::model(
+        &mut Context {
+            source: &bytes,
+            folder: Some(&mut folder),
+            budget,
+        },
+        &bytes,
+    )
 }
 
 fn within(value: u64, limits: &Limits) -> Result<(), Error> {
     if value > limits.file_bytes {
-        return Err(Error::Limit { what: "size of the model file in bytes", value, limit: limits.file_bytes });
+        return Err(Error::Limit {
+            what: "size of the model file in bytes",
+            value,
+            limit: limits.file_bytes,
+        });
     }
     Ok(())
 }
@@ -80,7 +108,12 @@ pub fn write(model: &Model, path: &Path) -> Result<Written, Error> {
 }
 
 fn write_with(model: &Model, path: &Path, external_above: u64) -> Result<Written, Error> {
-    let total: u64 = model.graph.initializers.iter().map(|tensor| tensor.bytes().len() as u64).sum();
+    let total: u64 = model
+        .graph
+        .initializers
+        .iter()
+        .map(|tensor| tensor.bytes().len() as u64)
+        .sum();
     let (mut placement, mut external, mut bytes) = (Placement::new(), None, 0);
     if total > external_above {
         let data_path = path.with_added_extension("data");
@@ -93,7 +126,11 @@ fn write_with(model: &Model, path: &Path, external_above: u64) -> Result<Written
         rope.chunks().try_for_each(|chunk| out.write_all(chunk))?;
         Ok(rope.len() as u64)
     })?;
-    Ok(Written { model: path.to_owned(), external, bytes })
+    Ok(Written {
+        model: path.to_owned(),
+        external,
+        bytes,
+    })
 }
 
 fn place(model: &Model, data_path: &Path) -> Placement {
@@ -125,7 +162,11 @@ fn write_external(model: &Model, placement: &Placement, out: &mut dyn Write) -> 
 
 /// Writes a neighbour of `path`, syncs it, and renames it into place.
 fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<u64>) -> Result<u64, Error> {
-    let failed = |source| Error::Io { action: "write", path: path.to_owned(), source };
+    let failed = |source| Error::Io {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    };
     let partial = path.with_added_extension("partial");
     let write = || -> io::Result<u64> {
         let mut out = io::BufWriter::with_capacity(1 << 16, File::create(&partial)?);
@@ -152,9 +193,19 @@ mod tests {
             Tensor::floats("b", &[2], &[1.0, 2.0]).unwrap(),
             Tensor::floats("c", &[50, 100], &values).unwrap(),
         ];
-        let model = Model { ir_version: 8, graph: Graph { initializers, ..Graph::default() }, ..Model::default() };
+        let model = Model {
+            ir_version: 8,
+            graph: Graph {
+                initializers,
+                ..Graph::default()
+            },
+            ..Model::default()
+        };
         let written = write_with(&model, &path, 1000).unwrap();
-        assert_eq!(written.external.as_deref(), Some(folder.path().join("m.onnx.data").as_path()));
+        assert_eq!(
+            written.external.as_deref(),
+            Some(folder.path().join("m.onnx.data").as_path())
+        );
         assert_eq!(read(&path, &Limits::default()).unwrap(), model);
         assert!(from_bytes(&std::fs::read(&path).unwrap().into(), &Limits::default()).is_err());
     }

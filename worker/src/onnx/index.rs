@@ -31,7 +31,11 @@ impl<'g> Index<'g> {
             graph,
             producers: HashMap::new(),
             consumers: HashMap::new(),
-            initializers: graph.initializers.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect(),
+            initializers: graph
+                .initializers
+                .iter()
+                .map(|tensor| (tensor.name.as_str(), tensor))
+                .collect(),
             outputs: graph.outputs.iter().map(|output| output.name.as_str()).collect(),
             inputs: graph.inputs.iter().map(|input| input.name.as_str()).collect(),
         };
@@ -40,10 +44,16 @@ impl<'g> Index<'g> {
                 index.producers.insert(output, position);
             }
             for (slot, input) in node.inputs.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
-                index.consumers.entry(input).or_default().push(Use { node: position, slot: Some(slot) });
+                index.consumers.entry(input).or_default().push(Use {
+                    node: position,
+                    slot: Some(slot),
+                });
             }
             for name in captured(node) {
-                index.consumers.entry(name).or_default().push(Use { node: position, slot: None });
+                index.consumers.entry(name).or_default().push(Use {
+                    node: position,
+                    slot: None,
+                });
             }
         }
         index
@@ -70,7 +80,11 @@ impl<'g> Index<'g> {
 
     /// The tensor behind a constant value: an initializer that no caller can override.
     pub fn constant(&self, value: &str) -> Option<&'g Tensor> {
-        if self.inputs.contains(value) { None } else { self.initializers.get(value).copied() }
+        if self.inputs.contains(value) {
+            None
+        } else {
+            self.initializers.get(value).copied()
+        }
     }
 
     /// Whether `value` leaves the graph.

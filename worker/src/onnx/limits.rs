@@ -69,7 +69,15 @@ impl Budget {
     pub(super) fn new(limits: &Limits, file_bytes: usize) -> Self {
         let mut limits = limits.clone();
         limits.decoded_bytes = limits.decoded_bytes.max(2 * file_bytes as u64);
-        Self { limits, nodes: 0, tensors: 0, attributes: 0, names: 0, decoded: 0, functions: 0 }
+        Self {
+            limits,
+            nodes: 0,
+            tensors: 0,
+            attributes: 0,
+            names: 0,
+            decoded: 0,
+            functions: 0,
+        }
     }
 
     pub(super) fn node(&mut self) -> Result<(), Error> {
@@ -94,13 +102,22 @@ impl Budget {
 
     /// Charges bytes that are about to be allocated.
     pub(super) fn bytes(&mut self, bytes: usize) -> Result<(), Error> {
-        charge(&mut self.decoded, bytes as u64, self.limits.decoded_bytes, "decoded size in bytes")
+        charge(
+            &mut self.decoded,
+            bytes as u64,
+            self.limits.decoded_bytes,
+            "decoded size in bytes",
+        )
     }
 
     pub(super) fn string(&mut self, bytes: usize) -> Result<(), Error> {
         let (value, limit) = (bytes as u64, self.limits.string_bytes);
         if value > limit {
-            return Err(Error::Limit { what: "length of a string in bytes", value, limit });
+            return Err(Error::Limit {
+                what: "length of a string in bytes",
+                value,
+                limit,
+            });
         }
         self.bytes(bytes)
     }
@@ -108,7 +125,11 @@ impl Budget {
     pub(super) fn depth(&self, depth: u32) -> Result<(), Error> {
         let (value, limit) = (u64::from(depth), u64::from(self.limits.nesting));
         if value > limit {
-            return Err(Error::Limit { what: "nesting depth", value, limit });
+            return Err(Error::Limit {
+                what: "nesting depth",
+                value,
+                limit,
+            });
         }
         Ok(())
     }

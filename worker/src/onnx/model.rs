@@ -100,7 +100,10 @@ pub enum AttributeValue {
     /// Encoded `TypeProto`s.
     Types(Vec<Bytes>),
     /// In functions: the value is that of the function's attribute of this name; ONNX's number of the type.
-    Reference { name: String, kind: i64 },
+    Reference {
+        name: String,
+        kind: i64,
+    },
 }
 
 /// A constant tensor with its data.
@@ -180,14 +183,21 @@ pub struct TensorType {
 impl Model {
     /// Version of an imported operator set; `""` is ONNX itself.
     pub fn opset(&self, domain: &str) -> Option<i64> {
-        self.opsets.iter().find(|opset| opset.domain == domain).map(|opset| opset.version)
+        self.opsets
+            .iter()
+            .find(|opset| opset.domain == domain)
+            .map(|opset| opset.version)
     }
 
     /// Imports `domain` at `version`, or raises what is imported.
     pub fn import(&mut self, domain: &str, version: i64) {
         match self.opsets.iter_mut().find(|opset| opset.domain == domain) {
             Some(opset) => opset.version = opset.version.max(version),
-            None => self.opsets.push(Opset { domain: domain.to_owned(), version, rest: Vec::new() }),
+            None => self.opsets.push(Opset {
+                domain: domain.to_owned(),
+                version,
+                rest: Vec::new(),
+            }),
         }
     }
 }
@@ -213,7 +223,11 @@ impl Node {
     /// The same node with one more attribute.
     #[must_use]
     pub fn with(mut self, name: &str, value: AttributeValue) -> Self {
-        self.attributes.push(Attribute { name: name.to_owned(), value, rest: Vec::new() });
+        self.attributes.push(Attribute {
+            name: name.to_owned(),
+            value,
+            rest: Vec::new(),
+        });
         self
     }
 
@@ -224,7 +238,10 @@ impl Node {
 
     /// The attribute's value.
     pub fn attribute(&self, name: &str) -> Option<&AttributeValue> {
-        self.attributes.iter().find(|attribute| attribute.name == name).map(|attribute| &attribute.value)
+        self.attributes
+            .iter()
+            .find(|attribute| attribute.name == name)
+            .map(|attribute| &attribute.value)
     }
 
     /// An integer attribute, or `default` where it is absent; `None` where it is of another type.
@@ -261,7 +278,10 @@ impl Node {
 
     /// Input at `index`, unless it is omitted.
     pub fn input(&self, index: usize) -> Option<&str> {
-        self.inputs.get(index).map(String::as_str).filter(|name| !name.is_empty())
+        self.inputs
+            .get(index)
+            .map(String::as_str)
+            .filter(|name| !name.is_empty())
     }
 
     /// First output; the empty string if there is none.
@@ -280,16 +300,22 @@ impl Node {
 
     /// Bodies of control flow, in order.
     pub fn bodies_mut(&mut self) -> impl Iterator<Item = &mut Graph> {
-        self.attributes.iter_mut().flat_map(|attribute| match &mut attribute.value {
-            AttributeValue::Graph(graph) => std::slice::from_mut(&mut **graph),
-            AttributeValue::Graphs(graphs) => graphs.as_mut_slice(),
-            _ => &mut [],
-        })
+        self.attributes
+            .iter_mut()
+            .flat_map(|attribute| match &mut attribute.value {
+                AttributeValue::Graph(graph) => std::slice::from_mut(&mut **graph),
+                AttributeValue::Graphs(graphs) => graphs.as_mut_slice(),
+                _ => &mut [],
+            })
     }
 
     /// Name for reports: the node's own, else its first output.
     pub fn label(&self) -> &str {
-        if self.name.is_empty() { self.output() } else { &self.name }
+        if self.name.is_empty() {
+            self.output()
+        } else {
+            &self.name
+        }
     }
 }
 
@@ -302,7 +328,13 @@ impl Tensor {
             let reason = format!("{element:?} {dims:?} does not take {} bytes", bytes.len());
             return Err(Error::tensor(name, reason));
         }
-        Ok(Self { name: name.to_owned(), element, dims: dims.to_vec(), data: Data::Raw(bytes), rest: Vec::new() })
+        Ok(Self {
+            name: name.to_owned(),
+            element,
+            dims: dims.to_vec(),
+            data: Data::Raw(bytes),
+            rest: Vec::new(),
+        })
     }
 
     /// A tensor of 32-bit floats.
@@ -343,18 +375,34 @@ impl Tensor {
 
     /// Elements as 32-bit floats, if that is their type.
     pub fn to_floats(&self) -> Option<Vec<f32>> {
-        (self.element == ElementType::Float)
-            .then(|| self.bytes().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        (self.element == ElementType::Float).then(|| {
+            self.bytes()
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|bytes| f32::from_le_bytes(*bytes))
+                .collect()
+        })
     }
 
     /// Elements as 64-bit integers, if they are 32- or 64-bit integers.
     pub fn to_ints(&self) -> Option<Vec<i64>> {
         match self.element {
-            ElementType::Int64 => {
-                Some(self.bytes().as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect())
-            }
+            ElementType::Int64 => Some(
+                self.bytes()
+                    .as_chunks::<8>()
+                    .0
+                    .iter()
+                    .map(|bytes| i64::from_le_bytes(*bytes))
+                    .collect(),
+            ),
             ElementType::Int32 => Some(
-                self.bytes().as_chunks::<4>().0.iter().map(|bytes| i64::from(i32::from_le_bytes(*bytes))).collect(),
+                self.bytes()
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .map(|bytes| i64::from(i32::from_le_bytes(*bytes)))
+                    .collect(),
             ),
             _ => None,
         }
@@ -362,13 +410,18 @@ impl Tensor {
 
     /// The single element as a float, if there is exactly one.
     pub fn to_scalar(&self) -> Option<f32> {
-        if self.len() == 1 { self.to_floats()?.first().copied() } else { None }
+        if self.len() == 1 {
+            self.to_floats()?.first().copied()
+        } else {
+            None
+        }
     }
 }
 
 /// Product of dimensions; `None` on overflow.
 pub(super) fn count(dims: &[usize]) -> Option<u64> {
-    dims.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim as u64))
+    dims.iter()
+        .try_fold(1_u64, |product, &dim| product.checked_mul(dim as u64))
 }
 
 /// Visits `graph` and every graph inside it, outermost first.

@@ -27,7 +27,10 @@ pub struct Normalized {
 
 /// Normalizes the main graph and every graph inside it.
 pub fn normalize(model: &mut Model) -> Result<Normalized, Error> {
-    let mut done = Normalized { inputs_made_constant: close_inputs(&mut model.graph), ..Normalized::default() };
+    let mut done = Normalized {
+        inputs_made_constant: close_inputs(&mut model.graph),
+        ..Normalized::default()
+    };
     model.ir_version = model.ir_version.max(INITIALIZERS_ALONE_IR);
     lift_constants(&mut model.graph, &mut done.constants_lifted)?;
     done.dead_nodes = prune(&mut model.graph);
@@ -64,10 +67,15 @@ fn lift_constants(graph: &mut Graph, lifted: &mut usize) -> Result<(), Error> {
 
 /// The tensor of a `Constant` node; none for strings and sparse values.
 fn constant(node: &Node) -> Result<Option<Tensor>, Error> {
-    let [attribute] = node.attributes.as_slice() else { return Ok(None) };
+    let [attribute] = node.attributes.as_slice() else {
+        return Ok(None);
+    };
     let name = node.output();
     Ok(match (attribute.name.as_str(), &attribute.value) {
-        ("value", AttributeValue::Tensor(tensor)) => Some(Tensor { name: name.to_owned(), ..tensor.clone() }),
+        ("value", AttributeValue::Tensor(tensor)) => Some(Tensor {
+            name: name.to_owned(),
+            ..tensor.clone()
+        }),
         ("value_float", AttributeValue::Float(value)) => Some(Tensor::floats(name, &[], &[*value])?),
         ("value_floats", AttributeValue::Floats(values)) => Some(Tensor::floats(name, &[values.len()], values)?),
         ("value_int", AttributeValue::Int(value)) => Some(Tensor::int64s(name, &[], &[*value])?),
@@ -91,8 +99,14 @@ pub fn prune(graph: &mut Graph) -> usize {
     let mut kept = keep.into_iter();
     graph.nodes.retain(|_| kept.next().unwrap_or(true));
     graph.initializers.retain(|tensor| needed.contains(&tensor.name));
-    let defined: HashSet<&str> = graph.nodes.iter().flat_map(|node| node.outputs.iter().map(String::as_str)).collect();
-    graph.value_info.retain(|info: &ValueInfo| defined.contains(info.name.as_str()));
+    let defined: HashSet<&str> = graph
+        .nodes
+        .iter()
+        .flat_map(|node| node.outputs.iter().map(String::as_str))
+        .collect();
+    graph
+        .value_info
+        .retain(|info: &ValueInfo| defined.contains(info.name.as_str()));
     before - graph.nodes.len()
 }
 
@@ -100,7 +114,11 @@ pub fn prune(graph: &mut Graph) -> usize {
 fn name_nodes(graph: &mut Graph, taken: &mut HashSet<String>, named: &mut usize) {
     for node in &mut graph.nodes {
         if node.name.is_empty() || taken.contains(&node.name) {
-            let base = node.outputs.iter().find(|output| !output.is_empty()).map_or("node", String::as_str);
+            let base = node
+                .outputs
+                .iter()
+                .find(|output| !output.is_empty())
+                .map_or("node", String::as_str);
             let mut name = base.to_owned();
             let mut number = 1_u32;
             while taken.contains(&name) {

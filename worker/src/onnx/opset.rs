@@ -62,22 +62,41 @@ const UNCHANGED: &[(&[&str], &[u8])] = &[
 pub fn upgrade(model: &mut Model) -> Result<Upgraded, Error> {
     let before = model.opset("").unwrap_or(0);
     if before >= TARGET_OPSET {
-        return Ok(Upgraded { before, after: before, rewritten: 0 });
+        return Ok(Upgraded {
+            before,
+            after: before,
+            rewritten: 0,
+        });
     }
-    let refuse = |reason: String| Error::Opset { from: before, to: TARGET_OPSET, reason };
+    let refuse = |reason: String| Error::Opset {
+        from: before,
+        to: TARGET_OPSET,
+        reason,
+    };
     if before < OLDEST {
-        return Err(refuse(format!("operator sets before {OLDEST} are too old; export the model again")));
+        return Err(refuse(format!(
+            "operator sets before {OLDEST} are too old; export the model again"
+        )));
     }
     if !model.functions.is_empty() {
         return Err(refuse("the model has local functions; inline them first".to_owned()));
     }
     let float_only = !uses_other_floats(&model.graph);
-    let mut upgrade = Upgrade { before, names: Names::new(&model.graph), float_only, rewritten: 0 };
+    let mut upgrade = Upgrade {
+        before,
+        names: Names::new(&model.graph),
+        float_only,
+        rewritten: 0,
+    };
     upgrade.graph(&mut model.graph).map_err(refuse)?;
     let rewritten = upgrade.rewritten;
     model.import("", TARGET_OPSET);
     model.ir_version = model.ir_version.max(TARGET_IR);
-    Ok(Upgraded { before, after: TARGET_OPSET, rewritten })
+    Ok(Upgraded {
+        before,
+        after: TARGET_OPSET,
+        rewritten,
+    })
 }
 
 /// Whether any weight is a float of another width: then bounds that become inputs may need that width.
@@ -85,9 +104,14 @@ fn uses_other_floats(graph: &Graph) -> bool {
     use super::element::ElementType as T;
     let mut found = false;
     super::model::visit_graphs(graph, &mut |graph: &Graph| {
-        found |= graph.initializers.iter().any(|t| matches!(t.element, T::Float16 | T::Bfloat16 | T::Double));
+        found |= graph
+            .initializers
+            .iter()
+            .any(|t| matches!(t.element, T::Float16 | T::Bfloat16 | T::Double));
         let declared = graph.inputs.iter().filter_map(super::model::ValueInfo::tensor_type);
-        found |= declared.into_iter().any(|t| matches!(t.element, T::Float16 | T::Bfloat16 | T::Double));
+        found |= declared
+            .into_iter()
+            .any(|t| matches!(t.element, T::Float16 | T::Bfloat16 | T::Double));
     });
     found
 }
@@ -124,13 +148,23 @@ impl Upgrade {
         let mut at = self.before;
         let mut rewritten = false;
         loop {
-            let next = ops::versions(&node.op_type).unwrap_or(&[]).iter().map(|&version| i64::from(version));
-            let Some(next) = next.into_iter().find(|&version| version > at && version <= TARGET_OPSET) else { break };
+            let next = ops::versions(&node.op_type)
+                .unwrap_or(&[])
+                .iter()
+                .map(|&version| i64::from(version));
+            let Some(next) = next
+                .into_iter()
+                .find(|&version| version > at && version <= TARGET_OPSET)
+            else {
+                break;
+            };
             at = next;
             if self.rewrite(&mut node, next, nodes, tensors)? {
                 rewritten = true;
             } else if !unchanged(&node.op_type, next) {
-                return Err(format!("its meaning changed in operator set {next} and no rewrite is known"));
+                return Err(format!(
+                    "its meaning changed in operator set {next} and no rewrite is known"
+                ));
             }
         }
         self.rewritten += usize::from(rewritten);
@@ -196,24 +230,41 @@ impl Upgrade {
         tensor: impl FnOnce(&str) -> Result<Tensor, Error>,
         tensors: &mut Vec<Tensor>,
     ) -> Result<(), String> {
-        let name = self.names.fresh(node.output(), &format!("/{}_{slot}", node.op_type.to_lowercase()));
+        let name = self
+            .names
+            .fresh(node.output(), &format!("/{}_{slot}", node.op_type.to_lowercase()));
         tensors.push(tensor(&name).map_err(|error| error.to_string())?);
         node.inputs.resize(node.inputs.len().max(slot + 1), String::new());
         node.inputs[slot] = name;
         Ok(())
     }
 
-    fn list_to_input(&mut self, node: &mut Node, name: &str, slot: usize, tensors: &mut Vec<Tensor>) -> Result<(), String> {
+    fn list_to_input(
+        &mut self,
+        node: &mut Node,
+        name: &str,
+        slot: usize,
+        tensors: &mut Vec<Tensor>,
+    ) -> Result<(), String> {
         match node.take_attribute(name) {
             None => Ok(()),
-            Some(AttributeValue::Ints(values)) => {
-                self.input(node, slot, |name| Tensor::int64s(name, &[values.len()], &values), tensors)
-            }
+            Some(AttributeValue::Ints(values)) => self.input(
+                node,
+                slot,
+                |name| Tensor::int64s(name, &[values.len()], &values),
+                tensors,
+            ),
             Some(_) => Err(format!("attribute {name} is no list of integers")),
         }
     }
 
-    fn float_to_input(&mut self, node: &mut Node, name: &str, slot: usize, tensors: &mut Vec<Tensor>) -> Result<(), String> {
+    fn float_to_input(
+        &mut self,
+        node: &mut Node,
+        name: &str,
+        slot: usize,
+        tensors: &mut Vec<Tensor>,
+    ) -> Result<(), String> {
         match node.take_attribute(name) {
             None => Ok(()),
             Some(AttributeValue::Float(_)) if !self.float_only => {
@@ -238,13 +289,19 @@ impl Upgrade {
         let rank_two = |producer: &Node| producer.is("Gemm") || producer.is("Flatten");
         let input = node.inputs.first().cloned().unwrap_or_default();
         let last_anyway = axis == -1
-            || (axis == 1 && nodes.iter().any(|other| rank_two(other) && other.output() == input.as_str()));
+            || (axis == 1
+                && nodes
+                    .iter()
+                    .any(|other| rank_two(other) && other.output() == input.as_str()));
         if last_anyway {
             return;
         }
         let output = node.output().to_owned();
-        let (shape, flat, rows) =
-            (self.names.fresh(&output, "/shape"), self.names.fresh(&output, "/flat"), self.names.fresh(&output, "/rows"));
+        let (shape, flat, rows) = (
+            self.names.fresh(&output, "/shape"),
+            self.names.fresh(&output, "/flat"),
+            self.names.fresh(&output, "/rows"),
+        );
         nodes.push(Node::new("Shape", &[&input], &[&shape]));
         nodes.push(Node::new("Flatten", &[&input], &[&flat]).with("axis", AttributeValue::Int(axis)));
         let mut inner = std::mem::replace(node, Node::new("Reshape", &[&rows, &shape], &[&output]));
@@ -263,7 +320,11 @@ fn unchanged(op_type: &str, version: i64) -> bool {
 fn set_text(node: &mut Node, name: &str, text: &str) {
     node.take_attribute(name);
     let value = AttributeValue::String(text.to_owned().into());
-    node.attributes.push(super::model::Attribute { name: name.to_owned(), value, rest: Vec::new() });
+    node.attributes.push(super::model::Attribute {
+        name: name.to_owned(),
+        value,
+        rest: Vec::new(),
+    });
 }
 
 /// `Upsample` 9 and `Resize` 10 are `Resize` 11 with these coordinates and an omitted region of interest.

@@ -24,7 +24,10 @@ pub struct Patch {
 impl Patch {
     /// An empty patch of the pass `label`.
     pub fn new(label: &'static str) -> Self {
-        Self { label, ..Self::default() }
+        Self {
+            label,
+            ..Self::default()
+        }
     }
 
     /// Whether it changes nothing.
@@ -65,10 +68,14 @@ impl Patch {
 
 /// Applies a patch. The graph is untouched where an error is returned.
 pub fn apply(graph: &mut Graph, patch: Patch) -> Result<(), Error> {
-    let fail = |reason: String| Error::Patch { label: patch.label, reason };
+    let fail = |reason: String| Error::Patch {
+        label: patch.label,
+        reason,
+    };
     let count = graph.nodes.len();
     if let Some((position, slot)) = patch.rewired.keys().find(|(position, slot)| {
-        patch.replaced.contains_key(position) || graph.nodes.get(*position).is_none_or(|node| *slot >= node.inputs.len())
+        patch.replaced.contains_key(position)
+            || graph.nodes.get(*position).is_none_or(|node| *slot >= node.inputs.len())
     }) {
         return Err(fail(format!("no input {slot} at node {position} to rewire")));
     }
@@ -82,7 +89,14 @@ pub fn apply(graph: &mut Graph, patch: Patch) -> Result<(), Error> {
     if let Some(tensor) = patch.tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
         return Err(fail(format!("initializer {} exists already", tensor.name)));
     }
-    let Patch { mut replaced, mut before, rewired, tensors, outputs, .. } = patch;
+    let Patch {
+        mut replaced,
+        mut before,
+        rewired,
+        tensors,
+        outputs,
+        ..
+    } = patch;
     for ((position, slot), value) in rewired {
         graph.nodes[position].inputs[slot] = value;
     }
@@ -96,7 +110,9 @@ pub fn apply(graph: &mut Graph, patch: Patch) -> Result<(), Error> {
     }
     graph.nodes.extend(before.remove(&count).unwrap_or_default());
     graph.initializers.extend(tensors);
-    graph.outputs.extend(outputs.iter().map(|name| ValueInfo::untyped(name)));
+    graph
+        .outputs
+        .extend(outputs.iter().map(|name| ValueInfo::untyped(name)));
     Ok(())
 }
 

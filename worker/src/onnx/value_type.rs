@@ -17,7 +17,9 @@ pub(super) fn check(budget: &Budget, bytes: &[u8], depth: u32) -> Result<(), Err
         match field.number {
             1 => {
                 kinds += 1;
-                if let Some(rank) = tensor_type(field.bytes()?)?.and_then(|tensor| tensor.shape).map(|dims| dims.len())
+                if let Some(rank) = tensor_type(field.bytes()?)?
+                    .and_then(|tensor| tensor.shape)
+                    .map(|dims| dims.len())
                     && rank > budget.limits.rank
                 {
                     return Err(Error::Limit {
@@ -81,7 +83,11 @@ fn dims(bytes: &[u8]) -> Result<Vec<Dim>, Error> {
             continue;
         }
         if dims.len() == MOST {
-            return Err(Error::Limit { what: "rank of a declared type", value: MOST as u64 + 1, limit: MOST as u64 });
+            return Err(Error::Limit {
+                what: "rank of a declared type",
+                value: MOST as u64 + 1,
+                limit: MOST as u64,
+            });
         }
         let mut dim = Dim::Unknown;
         for part in Fields::new(field.bytes()?, "dimension") {
@@ -106,7 +112,10 @@ fn dims(bytes: &[u8]) -> Result<Vec<Dim>, Error> {
 impl ValueInfo {
     /// A value without a declared type.
     pub fn untyped(name: &str) -> Self {
-        Self { name: name.to_owned(), ..Self::default() }
+        Self {
+            name: name.to_owned(),
+            ..Self::default()
+        }
     }
 
     /// A tensor value.
@@ -126,7 +135,11 @@ impl ValueInfo {
         tensor.message(2, shape_rope);
         let mut type_proto = Rope::default();
         type_proto.message(1, tensor);
-        Self { name: name.to_owned(), type_proto: Some(type_proto.to_vec().into()), rest: Vec::new() }
+        Self {
+            name: name.to_owned(),
+            type_proto: Some(type_proto.to_vec().into()),
+            rest: Vec::new(),
+        }
     }
 
     /// The declared tensor type; none where nothing is declared or it is no tensor.

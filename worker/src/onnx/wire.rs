@@ -47,10 +47,20 @@ impl<'a> Fields<'a> {
             1 => Value::Fixed64(u64::from_le_bytes(take_array(&mut self.rest, message)?)),
             2 => Value::Bytes(take_bytes(&mut self.rest, message)?),
             5 => Value::Fixed32(u32::from_le_bytes(take_array(&mut self.rest, message)?)),
-            other => return Err(Error::malformed(message, format!("wire type {other} of field {number}"))),
+            other => {
+                return Err(Error::malformed(
+                    message,
+                    format!("wire type {other} of field {number}"),
+                ));
+            }
         };
         let raw = &start[..start.len() - self.rest.len()];
-        Ok(Field { number, value, raw, message })
+        Ok(Field {
+            number,
+            value,
+            raw,
+            message,
+        })
     }
 }
 
@@ -141,7 +151,10 @@ impl<'a> Field<'a> {
     pub(super) fn once(&self, seen: &mut u64) -> Result<(), Error> {
         let bit = 1_u64 << (self.number & 63);
         if *seen & bit != 0 {
-            return Err(Error::malformed(self.message, format!("field {} appears twice", self.number)));
+            return Err(Error::malformed(
+                self.message,
+                format!("field {} appears twice", self.number),
+            ));
         }
         *seen |= bit;
         Ok(())
@@ -149,7 +162,10 @@ impl<'a> Field<'a> {
 }
 
 /// The low 32 bits of a varint, as protobuf reads an `int32`.
-#[allow(clippy::cast_possible_truncation, reason = "protobuf defines int32 as the low 32 bits")]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "protobuf defines int32 as the low 32 bits"
+)]
 pub(super) fn low_i32(value: i64) -> i32 {
     value as i32
 }
@@ -163,18 +179,29 @@ fn take_varint(rest: &mut &[u8], message: &'static str) -> Result<u64, Error> {
             return Ok(value);
         }
     }
-    Err(Error::malformed(message, if rest.len() < 10 { "truncated number" } else { "number of more than 10 bytes" }))
+    Err(Error::malformed(
+        message,
+        if rest.len() < 10 {
+            "truncated number"
+        } else {
+            "number of more than 10 bytes"
+        },
+    ))
 }
 
 fn take_array<const N: usize>(rest: &mut &[u8], message: &'static str) -> Result<[u8; N], Error> {
-    let (head, tail) = rest.split_first_chunk::<N>().ok_or_else(|| Error::malformed(message, "truncated number"))?;
+    let (head, tail) = rest
+        .split_first_chunk::<N>()
+        .ok_or_else(|| Error::malformed(message, "truncated number"))?;
     *rest = tail;
     Ok(*head)
 }
 
 fn take_bytes<'a>(rest: &mut &'a [u8], message: &'static str) -> Result<&'a [u8], Error> {
     let length = take_varint(rest, message)?;
-    let split = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length));
+    let split = usize::try_from(length)
+        .ok()
+        .and_then(|length| rest.split_at_checked(length));
     let (head, tail) = split
         .ok_or_else(|| Error::malformed(message, format!("length {length} where {} bytes are left", rest.len())))?;
     *rest = tail;
@@ -205,7 +232,10 @@ impl Rope {
 
     /// The pieces, in order.
     pub(super) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
-        self.chunks.iter().map(Bytes::as_ref).chain(std::iter::once(self.tail.as_slice()))
+        self.chunks
+            .iter()
+            .map(Bytes::as_ref)
+            .chain(std::iter::once(self.tail.as_slice()))
     }
 
     /// All bytes in one piece.
@@ -270,7 +300,9 @@ impl Rope {
 
     pub(super) fn packed_ints(&mut self, number: u32, values: impl IntoIterator<Item = i64>) {
         let mut packed = Self::default();
-        values.into_iter().for_each(|value| packed.varint(value.cast_unsigned()));
+        values
+            .into_iter()
+            .for_each(|value| packed.varint(value.cast_unsigned()));
         if !packed.is_empty() {
             self.slice(number, &packed.tail);
         }

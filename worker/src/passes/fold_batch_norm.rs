@@ -2,7 +2,10 @@
 //!
 //! `y = (conv(x) - mean) * f + beta` with `f = scale / sqrt(variance + epsilon)` is `conv'(x)` with `w' = w * f` and
 //! `b' = (b - mean) * f + beta`, channel by channel. Computed in 64 bits, stored in 32.
-#![allow(clippy::cast_possible_truncation, reason = "weights are 32-bit floats; the sum is rounded to that once")]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "weights are 32-bit floats; the sum is rounded to that once"
+)]
 
 use super::{Error, Report};
 use crate::onnx::{Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename};
@@ -68,10 +71,15 @@ impl<'g> Fold<'g> {
         let constant = |name: Option<&str>| name.and_then(|name| index.constant(name));
         let weights = constant(convolution.input(1)).ok_or("the convolution's weights are computed at run time")?;
         let axis = usize::from(transposed);
-        let count = *weights.dims.get(axis).ok_or("the convolution's weights have no channels")?;
+        let count = *weights
+            .dims
+            .get(axis)
+            .ok_or("the convolution's weights have no channels")?;
         let vector = |slot: usize| {
             let values = constant(node.input(slot)).and_then(Tensor::to_floats);
-            values.filter(|values| values.len() == count).ok_or("its parameters are no constant 32-bit floats")
+            values
+                .filter(|values| values.len() == count)
+                .ok_or("its parameters are no constant 32-bit floats")
         };
         let (scale, beta, mean, variance) = (vector(1)?, vector(2)?, vector(3)?, vector(4)?);
         let bias = match convolution.input(2) {
@@ -85,14 +93,28 @@ impl<'g> Fold<'g> {
         let channels: Vec<(f64, f64)> = (0..count)
             .map(|c| {
                 let factor = f64::from(scale[c]) / (f64::from(variance[c]) + epsilon).sqrt();
-                (factor, (f64::from(bias[c]) - f64::from(mean[c])) * factor + f64::from(beta[c]))
+                (
+                    factor,
+                    (f64::from(bias[c]) - f64::from(mean[c])) * factor + f64::from(beta[c]),
+                )
             })
             .collect();
-        if channels.iter().any(|(factor, offset)| !(factor.is_finite() && offset.is_finite())) {
+        if channels
+            .iter()
+            .any(|(factor, offset)| !(factor.is_finite() && offset.is_finite()))
+        {
             return Err("its variance is negative or its parameters are not finite");
         }
-        weights.to_floats().ok_or("the convolution's weights are not 32-bit floats")?;
-        Ok(Self { position, convolution, weights, axis, channels })
+        weights
+            .to_floats()
+            .ok_or("the convolution's weights are not 32-bit floats")?;
+        Ok(Self {
+            position,
+            convolution,
+            weights,
+            axis,
+            channels,
+        })
     }
 
     fn write(&self, norm: &Node, position: usize, names: &mut Names, patch: &mut Patch) -> Result<(), Error> {
@@ -100,7 +122,9 @@ impl<'g> Fold<'g> {
         let inner: usize = self.weights.dims[self.axis + 1..].iter().product();
         for (row, values) in floats.chunks_exact_mut(inner.max(1)).enumerate() {
             let (factor, _) = self.channels[row % self.channels.len()];
-            values.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
+            values
+                .iter_mut()
+                .for_each(|value| *value = (f64::from(*value) * factor) as f32);
         }
         let bias: Vec<f32> = self.channels.iter().map(|(_, offset)| *offset as f32).collect();
         let weights = Tensor::floats(&names.fresh(&self.weights.name, "/folded"), &self.weights.dims, &floats)?;

@@ -18,7 +18,9 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
         let mut names = Names::new(&model.graph);
         let mut patch = Patch::new(NAME);
         for (position, node) in index.graph.nodes.iter().enumerate().filter(|(_, node)| node.is("Conv")) {
-            let Some(fold) = find(&index, position, node) else { continue };
+            let Some(fold) = find(&index, position, node) else {
+                continue;
+            };
             fold.write(&index, node, &mut names, &mut patch)?;
             report.changed += 1;
         }
@@ -51,9 +53,15 @@ fn find(index: &Index<'_>, convolution: usize, node: &Node) -> Option<Fold> {
     let channels = *weights.dims.first()?;
     let own = match node.input(2) {
         None => vec![0.0; channels],
-        Some(name) => index.constant(name)?.to_floats().filter(|bias| bias.len() == channels)?,
+        Some(name) => index
+            .constant(name)?
+            .to_floats()
+            .filter(|bias| bias.len() == channels)?,
     };
-    let mut layout = Layout { rank: weights.dims.len(), channel: 1 };
+    let mut layout = Layout {
+        rank: weights.dims.len(),
+        channel: 1,
+    };
     let mut last = convolution;
     for _ in 0..MOST_STEPS {
         let value = index.graph.nodes[last].output();
@@ -62,7 +70,12 @@ fn find(index: &Index<'_>, convolution: usize, node: &Node) -> Option<Fold> {
             let other = next.inputs.iter().find(|name| *name != value)?;
             let added = per_channel(index.constant(other)?, layout, channels)?;
             let bias = own.iter().zip(added).map(|(own, added)| own + added).collect();
-            return Some(Fold { convolution, last, add: position, bias });
+            return Some(Fold {
+                convolution,
+                last,
+                add: position,
+                bias,
+            });
         }
         layout = moved(index, next, layout, channels)?;
         last = position;
@@ -73,11 +86,17 @@ fn find(index: &Index<'_>, convolution: usize, node: &Node) -> Option<Fold> {
 /// One value a channel; none where the tensor varies along anything else.
 fn per_channel(tensor: &Tensor, layout: Layout, channels: usize) -> Option<Vec<f32>> {
     let offset = layout.rank.checked_sub(tensor.dims.len())?;
-    let whole = tensor.dims.iter().enumerate().all(|(axis, &dim)| {
-        dim == 1 || (axis + offset == layout.channel && dim == channels)
-    });
+    let whole = tensor
+        .dims
+        .iter()
+        .enumerate()
+        .all(|(axis, &dim)| dim == 1 || (axis + offset == layout.channel && dim == channels));
     let values = tensor.to_floats().filter(|_| whole)?;
-    Some(if values.len() == 1 { vec![values[0]; channels] } else { values })
+    Some(if values.len() == 1 {
+        vec![values[0]; channels]
+    } else {
+        values
+    })
 }
 
 /// The layout behind an operator that moves elements and leaves the channels whole.
@@ -85,7 +104,9 @@ fn moved(index: &Index<'_>, node: &Node, layout: Layout, channels: usize) -> Opt
     let Layout { rank, channel } = layout;
     let axes = |slot: usize, rank: usize| -> Option<Vec<usize>> {
         let axes = index.constant(node.input(slot)?)?.to_ints()?;
-        axes.into_iter().map(|axis| super::fold_constants::axis(axis, rank)).collect()
+        axes.into_iter()
+            .map(|axis| super::fold_constants::axis(axis, rank))
+            .collect()
     };
     match node.op_type.as_str() {
         _ if !node.domain.is_empty() => None,
@@ -94,7 +115,10 @@ fn moved(index: &Index<'_>, node: &Node, layout: Layout, channels: usize) -> Opt
         "Squeeze" => {
             let gone = axes(1, rank)?;
             let before = gone.iter().filter(|&&axis| axis < channel).count();
-            (!gone.contains(&channel)).then(|| Layout { rank: rank - gone.len(), channel: channel - before })
+            (!gone.contains(&channel)).then(|| Layout {
+                rank: rank - gone.len(),
+                channel: channel - before,
+            })
         }
         "Unsqueeze" => {
             let added = axes(1, rank + index.constant(node.input(1)?)?.len())?;
@@ -108,7 +132,9 @@ fn moved(index: &Index<'_>, node: &Node, layout: Layout, channels: usize) -> Opt
 
 /// Whether a slice takes all channels, in order.
 fn keeps_whole(index: &Index<'_>, node: &Node, axes: &[usize], channel: usize, channels: usize) -> bool {
-    let Some(at) = axes.iter().position(|&axis| axis == channel) else { return true };
+    let Some(at) = axes.iter().position(|&axis| axis == channel) else {
+        return true;
+    };
     let value = |slot: usize| index.constant(node.input(slot)?)?.to_ints()?.get(at).copied();
     let step = if node.input(4).is_some() { value(4) } else { Some(1) };
     let end = value(2).and_then(|end| usize::try_from(end).ok());

@@ -47,12 +47,29 @@ fn fold(index: &Index<'_>, node: &Node) -> Option<Result<Tensor, Error>> {
     let constant = |slot: usize| node.input(slot).and_then(|name| index.constant(name));
     let data = constant(0)?;
     let (element, dims, bytes) = match node.op_type.as_str() {
-        "Identity" => return Some(Ok(Tensor { name: node.output().to_owned(), ..data.clone() })),
-        "Unsqueeze" => (data.element, unsqueezed(data, &constant(1)?.to_ints()?)?, data.bytes().to_vec()),
-        "Squeeze" => (data.element, squeezed(data, &constant(1)?.to_ints()?)?, data.bytes().to_vec()),
+        "Identity" => {
+            return Some(Ok(Tensor {
+                name: node.output().to_owned(),
+                ..data.clone()
+            }));
+        }
+        "Unsqueeze" => (
+            data.element,
+            unsqueezed(data, &constant(1)?.to_ints()?)?,
+            data.bytes().to_vec(),
+        ),
+        "Squeeze" => (
+            data.element,
+            squeezed(data, &constant(1)?.to_ints()?)?,
+            data.bytes().to_vec(),
+        ),
         "Reshape" => {
             let allow_zero = node.int("allowzero", 0)? == 1;
-            (data.element, reshaped(data, &constant(1)?.to_ints()?, allow_zero)?, data.bytes().to_vec())
+            (
+                data.element,
+                reshaped(data, &constant(1)?.to_ints()?, allow_zero)?,
+                data.bytes().to_vec(),
+            )
         }
         "Transpose" => {
             let (dims, bytes) = transposed(data, node.ints("perm"))?;
@@ -87,11 +104,21 @@ fn unsqueezed(data: &Tensor, axes: &[i64]) -> Option<Vec<usize>> {
 }
 
 fn squeezed(data: &Tensor, axes: &[i64]) -> Option<Vec<usize>> {
-    let gone: Vec<usize> = axes.iter().map(|&gone| axis(gone, data.dims.len())).collect::<Option<_>>()?;
+    let gone: Vec<usize> = axes
+        .iter()
+        .map(|&gone| axis(gone, data.dims.len()))
+        .collect::<Option<_>>()?;
     if gone.iter().any(|&gone| data.dims[gone] != 1) {
         return None;
     }
-    Some(data.dims.iter().enumerate().filter(|(i, _)| !gone.contains(i)).map(|(_, &dim)| dim).collect())
+    Some(
+        data.dims
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| !gone.contains(i))
+            .map(|(_, &dim)| dim)
+            .collect(),
+    )
 }
 
 fn reshaped(data: &Tensor, shape: &[i64], allow_zero: bool) -> Option<Vec<usize>> {
@@ -104,14 +131,20 @@ fn reshaped(data: &Tensor, shape: &[i64], allow_zero: bool) -> Option<Vec<usize>
             dim => usize::try_from(dim).ok()?,
         });
     }
-    let known = dims.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim))?;
+    let known = dims
+        .iter()
+        .try_fold(1_usize, |product, &dim| product.checked_mul(dim))?;
     if let Some(slot) = open {
         if known == 0 || data.len() % known != 0 {
             return None;
         }
         dims[slot] = data.len() / known;
     }
-    (dims.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim))? == data.len()).then_some(dims)
+    (dims
+        .iter()
+        .try_fold(1_usize, |product, &dim| product.checked_mul(dim))?
+        == data.len())
+    .then_some(dims)
 }
 
 fn transposed(data: &Tensor, perm: Option<&[i64]>) -> Option<(Vec<usize>, Vec<u8>)> {

@@ -57,15 +57,28 @@ fn find(index: &Index<'_>, function: &Node, inner: &Polynomial) -> Option<(usize
     let start = function.input(0)?;
     for x in upstream(index, start) {
         let rank = least_rank(index, x, REACH);
-        let evaluator = Evaluator { index, x, t: None, rank };
-        if !evaluator.evaluate(start).is_some_and(|polynomial| polynomial.is_close(inner, TOLERANCE)) {
+        let evaluator = Evaluator {
+            index,
+            x,
+            t: None,
+            rank,
+        };
+        if !evaluator
+            .evaluate(start)
+            .is_some_and(|polynomial| polynomial.is_close(inner, TOLERANCE))
+        {
             continue;
         }
         let whole = Polynomial::of(&[(1, 0, 0.5), (1, 1, 0.5)]);
-        let evaluator = Evaluator { t: Some(function.output()), ..evaluator };
+        let evaluator = Evaluator {
+            t: Some(function.output()),
+            ..evaluator
+        };
         let end = downstream(index, function.output()).into_iter().find(|&position| {
             let value = index.graph.nodes[position].output();
-            evaluator.evaluate(value).is_some_and(|polynomial| polynomial.is_close(&whole, TOLERANCE))
+            evaluator
+                .evaluate(value)
+                .is_some_and(|polynomial| polynomial.is_close(&whole, TOLERANCE))
         });
         if let Some(position) = end {
             return Some((position, x.to_owned()));
@@ -113,7 +126,9 @@ fn downstream(index: &Index<'_>, value: &str) -> Vec<usize> {
 }
 
 fn arithmetic(node: &Node) -> bool {
-    ["Add", "Sub", "Mul", "Div", "Neg", "Pow", "Identity"].iter().any(|op_type| node.is(op_type))
+    ["Add", "Sub", "Mul", "Div", "Neg", "Pow", "Identity"]
+        .iter()
+        .any(|op_type| node.is(op_type))
 }
 
 /// A rank that `value` has at least, as far as its nearest producers tell.
@@ -122,10 +137,15 @@ fn least_rank(index: &Index<'_>, value: &str, depth: usize) -> usize {
         return tensor.dims.len();
     }
     let declared = index.graph.inputs.iter().find(|input| input.name == value);
-    if let Some(shape) = declared.and_then(crate::onnx::ValueInfo::tensor_type).and_then(|declared| declared.shape) {
+    if let Some(shape) = declared
+        .and_then(crate::onnx::ValueInfo::tensor_type)
+        .and_then(|declared| declared.shape)
+    {
         return shape.len();
     }
-    let Some((_, node)) = index.producer(value).filter(|_| depth > 0) else { return 0 };
+    let Some((_, node)) = index.producer(value).filter(|_| depth > 0) else {
+        return 0;
+    };
     let of = |slot: usize| node.input(slot).map_or(0, |name| least_rank(index, name, depth - 1));
     match node.op_type.as_str() {
         "Add" | "Sub" | "Mul" | "Div" => of(0).max(of(1)),

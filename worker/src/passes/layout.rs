@@ -24,7 +24,11 @@ pub(super) struct Packed {
 
 impl Layout {
     pub(super) fn new(patch: Patch, names: Names) -> Self {
-        Self { patch, names, packed: HashMap::new() }
+        Self {
+            patch,
+            names,
+            packed: HashMap::new(),
+        }
     }
 
     pub(super) fn add(&mut self, tensor: Tensor) -> String {
@@ -40,13 +44,22 @@ impl Layout {
             Activations::Int8 => ElementType::Int8,
         };
         let scale = Tensor::floats(&self.names.fresh(of, "/scale"), &[], &[affine.scale])?;
-        let zero_point =
-            Tensor::new(&self.names.fresh(of, "/zero_point"), element, &[], vec![affine.zero_point])?;
+        let zero_point = Tensor::new(
+            &self.names.fresh(of, "/zero_point"),
+            element,
+            &[],
+            vec![affine.zero_point],
+        )?;
         Ok((self.add(scale), self.add(zero_point)))
     }
 
     /// Packed weights with scale and zero point; the same as before where a tensor is used twice in the same way.
-    pub(super) fn weights(&mut self, weights: &Tensor, axis: usize, quantized: QuantizedWeights) -> Result<Packed, Error> {
+    pub(super) fn weights(
+        &mut self,
+        weights: &Tensor,
+        axis: usize,
+        quantized: QuantizedWeights,
+    ) -> Result<Packed, Error> {
         let key = (weights.name.clone(), axis);
         if let Some((before, packed)) = self.packed.get(&key)
             && *before == quantized
@@ -54,13 +67,21 @@ impl Layout {
             return Ok(packed.clone());
         }
         let bytes: Vec<u8> = quantized.values.iter().map(|value| value.cast_unsigned()).collect();
-        let dims: &[usize] = if quantized.scales.len() == 1 { &[] } else { &[quantized.scales.len()] };
+        let dims: &[usize] = if quantized.scales.len() == 1 {
+            &[]
+        } else {
+            &[quantized.scales.len()]
+        };
         let zeros = vec![0_u8; quantized.scales.len()];
         let base = &weights.name;
         let values = Tensor::new(&self.names.fresh(base, "/q"), ElementType::Int8, &weights.dims, bytes)?;
         let scale = Tensor::floats(&self.names.fresh(base, "/scale"), dims, &quantized.scales)?;
         let zero_point = Tensor::new(&self.names.fresh(base, "/zero_point"), ElementType::Int8, dims, zeros)?;
-        let packed = Packed { values: self.add(values), scale: self.add(scale), zero_point: self.add(zero_point) };
+        let packed = Packed {
+            values: self.add(values),
+            scale: self.add(scale),
+            zero_point: self.add(zero_point),
+        };
         self.packed.insert(key, (quantized, packed.clone()));
         Ok(packed)
     }
@@ -73,7 +94,11 @@ pub(super) fn quantize(input: &str, scale: &str, zero_point: &str, output: &str)
 
 /// `DequantizeLinear`, along `axis` where there are several scales.
 pub(super) fn dequantize(packed: &Packed, axis: usize, granularity: Granularity, output: &str) -> Node {
-    let node = Node::new("DequantizeLinear", &[&packed.values, &packed.scale, &packed.zero_point], &[output]);
+    let node = Node::new(
+        "DequantizeLinear",
+        &[&packed.values, &packed.scale, &packed.zero_point],
+        &[output],
+    );
     match granularity {
         Granularity::PerChannel => node.with("axis", AttributeValue::Int(i64::try_from(axis).unwrap_or(0))),
         Granularity::PerTensor => node,

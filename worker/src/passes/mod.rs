@@ -47,13 +47,19 @@ pub struct Left {
 
 impl Report {
     fn new(name: &'static str) -> Self {
-        Self { name, ..Self::default() }
+        Self {
+            name,
+            ..Self::default()
+        }
     }
 
     fn leave(&mut self, node: &onnx::Node, why: impl Into<String>) {
         self.left_count += 1;
         if self.left.len() < MOST_LISTED {
-            self.left.push(Left { node: shown(node.label()), why: why.into() });
+            self.left.push(Left {
+                node: shown(node.label()),
+                why: why.into(),
+            });
         }
     }
 }
@@ -97,8 +103,17 @@ fn require_effect(report: Report) -> Result<Report, Error> {
     if report.changed > 0 {
         return Ok(report);
     }
-    let reasons: Vec<String> = report.left.iter().take(3).map(|left| format!("{}: {}", left.node, left.why)).collect();
-    let why = if reasons.is_empty() { "the model has no Conv, MatMul or Gemm".to_owned() } else { reasons.join("; ") };
+    let reasons: Vec<String> = report
+        .left
+        .iter()
+        .take(3)
+        .map(|left| format!("{}: {}", left.node, left.why))
+        .collect();
+    let why = if reasons.is_empty() {
+        "the model has no Conv, MatMul or Gemm".to_owned()
+    } else {
+        reasons.join("; ")
+    };
     Err(Error::NoEffect { pass: report.name, why })
 }
 

@@ -18,14 +18,18 @@ impl Polynomial {
     /// A polynomial from its terms `(i, j, coefficient)`.
     pub(super) fn of(terms: &[(usize, usize, f64)]) -> Self {
         let mut polynomial = Self::default();
-        terms.iter().for_each(|&(x, t, coefficient)| polynomial.0[x][t] += coefficient);
+        terms
+            .iter()
+            .for_each(|&(x, t, coefficient)| polynomial.0[x][t] += coefficient);
         polynomial
     }
 
     fn combine(self, other: Self, sign: f64) -> Self {
         let mut sum = self;
         for (row, more) in sum.0.iter_mut().zip(other.0) {
-            row.iter_mut().zip(more).for_each(|(coefficient, more)| *coefficient += sign * more);
+            row.iter_mut()
+                .zip(more)
+                .for_each(|(coefficient, more)| *coefficient += sign * more);
         }
         sum
     }
@@ -52,9 +56,11 @@ impl Polynomial {
 
     /// Whether every coefficient is within `tolerance`, relative to the larger of the two.
     pub(super) fn is_close(&self, other: &Self, tolerance: f64) -> bool {
-        self.0.iter().flatten().zip(other.0.iter().flatten()).all(|(&left, &right): (&f64, &f64)| {
-            (left - right).abs() <= tolerance * left.abs().max(right.abs())
-        })
+        self.0
+            .iter()
+            .flatten()
+            .zip(other.0.iter().flatten())
+            .all(|(&left, &right): (&f64, &f64)| (left - right).abs() <= tolerance * left.abs().max(right.abs()))
     }
 }
 

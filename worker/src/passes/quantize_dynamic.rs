@@ -32,7 +32,12 @@ pub fn apply(model: &mut Model, settings: &Quantize) -> Result<Report, Error> {
         let index = Index::new(&model.graph);
         let sites = sites(&index, &mut report);
         let layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
-        let mut rewrite = Rewrite { index, granularity: settings.granularity, layout, activations: HashMap::new() };
+        let mut rewrite = Rewrite {
+            index,
+            granularity: settings.granularity,
+            layout,
+            activations: HashMap::new(),
+        };
         for site in &sites {
             rewrite.site(site)?;
             report.changed += 1;
@@ -75,8 +80,10 @@ impl Rewrite<'_> {
     fn site(&mut self, site: &Site<'_>) -> Result<(), Error> {
         let activation = self.activation(site.input());
         let (weights, axis) = channels_as_run(site)?;
-        let quantized = weights::quantize(&weights, axis, self.granularity, |_| 0.0)
-            .ok_or_else(|| Error::NotFinite { name: shown(&site.weights.name) })?;
+        let quantized =
+            weights::quantize(&weights, axis, self.granularity, |_| 0.0).ok_or_else(|| Error::NotFinite {
+                name: shown(&site.weights.name),
+            })?;
         let packed = match site.kind {
             Kind::Conv => self.unsigned(&weights, quantized)?,
             Kind::MatMul | Kind::Gemm { .. } => self.layout.weights(&weights, axis, quantized)?,
@@ -84,11 +91,19 @@ impl Rewrite<'_> {
         let output = site.node.output().to_owned();
         let fresh = |this: &mut Self, suffix: &str| this.layout.names.fresh(&output, suffix);
         let (sum, float, scale) = (fresh(self, "/int32"), fresh(self, "/float"), fresh(self, "/scales"));
-        let inputs = [activation.values.as_str(), &packed.values, &activation.zero_point, &packed.zero_point];
+        let inputs = [
+            activation.values.as_str(),
+            &packed.values,
+            &activation.zero_point,
+            &packed.zero_point,
+        ];
         let product = match site.kind {
             Kind::Conv => {
                 let node = Node::new("ConvInteger", &inputs, &[&sum]);
-                Node { attributes: site.node.attributes.clone(), ..node }
+                Node {
+                    attributes: site.node.attributes.clone(),
+                    ..node
+                }
             }
             Kind::MatMul | Kind::Gemm { .. } => Node::new("MatMulInteger", &inputs, &[&sum]),
         };
@@ -109,7 +124,11 @@ impl Rewrite<'_> {
 
     /// ONNX Runtime's integer convolution takes unsigned weights: the same values, 128 higher, with zero point 128.
     fn unsigned(&mut self, weights: &Tensor, quantized: QuantizedWeights) -> Result<Packed, Error> {
-        let bytes: Vec<u8> = quantized.values.iter().map(|value| value.cast_unsigned() ^ 0x80).collect();
+        let bytes: Vec<u8> = quantized
+            .values
+            .iter()
+            .map(|value| value.cast_unsigned() ^ 0x80)
+            .collect();
         let (base, names) = (&weights.name, &mut self.layout.names);
         let values = Tensor::new(&names.fresh(base, "/q"), ElementType::Uint8, &weights.dims, bytes)?;
         let zero_point = Tensor::new(&names.fresh(base, "/zero_point"), ElementType::Uint8, &[], vec![128])?;
@@ -118,12 +137,18 @@ impl Rewrite<'_> {
         let dims: &[usize] = if quantized.scales.len() == 1 { &[] } else { &dims };
         let scale = Tensor::floats(&names.fresh(base, "/scale"), dims, &quantized.scales)?;
         let layout = &mut self.layout;
-        Ok(Packed { values: layout.add(values), scale: layout.add(scale), zero_point: layout.add(zero_point) })
+        Ok(Packed {
+            values: layout.add(values),
+            scale: layout.add(scale),
+            zero_point: layout.add(zero_point),
+        })
     }
 
     /// The bias, shaped to be added to the output.
     fn bias(&mut self, site: &Site<'_>) -> Result<Option<String>, Error> {
-        let Some((bias, values)) = site.bias.and_then(|bias| Some((bias, bias.to_floats()?))) else { return Ok(None) };
+        let Some((bias, values)) = site.bias.and_then(|bias| Some((bias, bias.to_floats()?))) else {
+            return Ok(None);
+        };
         let mut dims = vec![values.len()];
         if site.kind == Kind::Conv {
             dims.resize(site.weights.dims.len() - 1, 1);
@@ -140,7 +165,8 @@ fn channels_as_run(site: &Site<'_>) -> Result<(Tensor, usize), Error> {
     }
     let (rows, columns) = (site.weights.dims[0], site.weights.dims[1]);
     let floats = site.weights.to_floats().unwrap_or_default();
-    let turned: Vec<f32> = (0..columns).flat_map(|column| (0..rows).map(move |row| (row, column)))
+    let turned: Vec<f32> = (0..columns)
+        .flat_map(|column| (0..rows).map(move |row| (row, column)))
         .map(|(row, column)| floats[row * columns + column])
         .collect();
     Ok((Tensor::floats(&site.weights.name, &[columns, rows], &turned)?, 1))

@@ -57,15 +57,25 @@ pub fn apply(model: &mut Model, settings: &Quantize, observed: &BTreeMap<String,
                 .chain(fused_output(&index, site).map(|(_, output)| output))
                 .find(|name| affine(name).is_none());
             if let Some(name) = narrow {
-                report.leave(site.node, format!("{} is zero or nearly so in all calibration data", shown(name)));
+                report.leave(
+                    site.node,
+                    format!("{} is zero or nearly so in all calibration data", shown(name)),
+                );
             }
             narrow.is_none()
         });
         let layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
-        let mut rewrite = Rewrite { index, settings, layout, activations: HashMap::new() };
+        let mut rewrite = Rewrite {
+            index,
+            settings,
+            layout,
+            activations: HashMap::new(),
+        };
         rewrite.outputs(&sites, &affine)?;
         for site in &sites {
-            let matrix = observed.get(site.input()).is_some_and(|observed| observed.rank == Some(2));
+            let matrix = observed
+                .get(site.input())
+                .is_some_and(|observed| observed.rank == Some(2));
             rewrite.site(site, matrix, &affine)?;
             report.changed += 1;
         }
@@ -99,7 +109,9 @@ impl Rewrite<'_> {
     /// Names the quantized form of every convolution's output before any site reads it.
     fn outputs(&mut self, sites: &[Site<'_>], affine: Affines<'_>) -> Result<(), Error> {
         for site in sites {
-            let Some((position, output)) = fused_output(&self.index, site) else { continue };
+            let Some((position, output)) = fused_output(&self.index, site) else {
+                continue;
+            };
             let output = output.to_owned();
             self.name_activation(&output, affine)?;
             if position != site.position {
@@ -121,7 +133,14 @@ impl Rewrite<'_> {
         })?;
         let (scale, zero_point) = self.layout.affine(value, chosen, self.settings.activations)?;
         let values = self.layout.names.fresh(value, "/q");
-        let activation = Activation { packed: Packed { values, scale, zero_point }, scale: chosen.scale };
+        let activation = Activation {
+            packed: Packed {
+                values,
+                scale,
+                zero_point,
+            },
+            scale: chosen.scale,
+        };
         self.activations.insert(value.to_owned(), activation.clone());
         Ok(activation)
     }
@@ -160,10 +179,19 @@ impl Rewrite<'_> {
             bias = Some(vector);
         }
         node.inputs[0] = self.layout.names.fresh(&output, "/x");
-        nodes.push(layout::dequantize(&activation.packed, 0, Granularity::PerTensor, &node.inputs[0]));
+        nodes.push(layout::dequantize(
+            &activation.packed,
+            0,
+            Granularity::PerTensor,
+            &node.inputs[0],
+        ));
         self.weights_and_bias(site, bias, activation.scale, &mut node, &mut nodes)?;
         let own_output = fused_output(&self.index, site).is_some_and(|(position, _)| position == site.position);
-        let behind = if own_output { self.requantize(&mut node, &output) } else { Vec::new() };
+        let behind = if own_output {
+            self.requantize(&mut node, &output)
+        } else {
+            Vec::new()
+        };
         nodes.push(node);
         nodes.extend(behind);
         self.layout.patch.replace(site.position, nodes);
@@ -180,16 +208,24 @@ impl Rewrite<'_> {
     ) -> Result<(), Error> {
         let (axis, granularity) = (site.channel_axis(), self.settings.granularity);
         let bias = bias_tensor.and_then(Tensor::to_floats);
-        let least = |channel: usize| bias.as_ref().map_or(0.0, |bias| weights::least_scale(bias[channel], input_scale));
-        let quantized = weights::quantize(site.weights, axis, granularity, least)
-            .ok_or_else(|| Error::NotFinite { name: shown(&site.weights.name) })?;
+        let least = |channel: usize| {
+            bias.as_ref()
+                .map_or(0.0, |bias| weights::least_scale(bias[channel], input_scale))
+        };
+        let quantized = weights::quantize(site.weights, axis, granularity, least).ok_or_else(|| Error::NotFinite {
+            name: shown(&site.weights.name),
+        })?;
         let scales = quantized.scales.clone();
         let packed = self.layout.weights(site.weights, axis, quantized)?;
         node.inputs[1] = self.layout.names.fresh(site.node.output(), "/w");
         nodes.push(layout::dequantize(&packed, axis, granularity, &node.inputs[1]));
-        let (Some(bias), Some(tensor)) = (bias, bias_tensor) else { return Ok(()) };
+        let (Some(bias), Some(tensor)) = (bias, bias_tensor) else {
+            return Ok(());
+        };
         if bias.iter().any(|value| !value.is_finite()) {
-            return Err(Error::NotFinite { name: shown(&tensor.name) });
+            return Err(Error::NotFinite {
+                name: shown(&tensor.name),
+            });
         }
         let (values, units) = weights::quantize_bias(&bias, input_scale, &scales);
         let dims: &[usize] = if units.len() == 1 { &[] } else { &[units.len()] };

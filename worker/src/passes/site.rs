@@ -62,7 +62,10 @@ impl Site<'_> {
 pub(super) fn sites<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>> {
     let mut sites = Vec::new();
     for (position, node) in index.graph.nodes.iter().enumerate() {
-        if !["Conv", "MatMul", "Gemm", "ConvTranspose"].iter().any(|op_type| node.is(op_type)) {
+        if !["Conv", "MatMul", "Gemm", "ConvTranspose"]
+            .iter()
+            .any(|op_type| node.is(op_type))
+        {
             continue;
         }
         match site(index, position, node) {
@@ -81,7 +84,10 @@ fn site<'g>(index: &Index<'g>, position: usize, node: &'g Node) -> Result<Site<'
     if index.constant(activation).is_some() {
         return Err("its input is constant");
     }
-    let weights = node.input(1).and_then(|name| index.constant(name)).ok_or("its weights are computed at run time")?;
+    let weights = node
+        .input(1)
+        .and_then(|name| index.constant(name))
+        .ok_or("its weights are computed at run time")?;
     if weights.element != ElementType::Float {
         return Err("its weights are not 32-bit floats");
     }
@@ -96,27 +102,53 @@ fn site<'g>(index: &Index<'g>, position: usize, node: &'g Node) -> Result<Site<'
     } else {
         gemm(index, node, weights)?
     };
-    let site = Site { position, node, kind, weights, bias, activation: None, sum: None };
+    let site = Site {
+        position,
+        node,
+        kind,
+        weights,
+        bias,
+        activation: None,
+        sum: None,
+    };
     let products = weights.len() / weights.dims[site.channel_axis()];
     if products > MOST_PRODUCTS {
         return Err("it sums more products than a 32-bit accumulator can hold");
     }
-    let activation = if kind == Kind::Conv { fused_activation(index, node) } else { None };
-    let sum = if kind == Kind::MatMul { vector_sum(index, node, weights.dims[1]) } else { None };
-    Ok(Site { activation, sum, ..site })
+    let activation = if kind == Kind::Conv {
+        fused_activation(index, node)
+    } else {
+        None
+    };
+    let sum = if kind == Kind::MatMul {
+        vector_sum(index, node, weights.dims[1])
+    } else {
+        None
+    };
+    Ok(Site {
+        activation,
+        sum,
+        ..site
+    })
 }
 
 fn conv_bias<'g>(index: &Index<'g>, node: &Node, weights: &Tensor) -> Result<Option<&'g Tensor>, &'static str> {
     if weights.dims.len() < 3 {
         return Err("its weights have no spatial dimension");
     }
-    node.input(2).map(|name| constant_bias(index, name, weights.dims[0])).transpose()
+    node.input(2)
+        .map(|name| constant_bias(index, name, weights.dims[0]))
+        .transpose()
 }
 
 fn constant_bias<'g>(index: &Index<'g>, name: &str, channels: usize) -> Result<&'g Tensor, &'static str> {
     let bias = index.constant(name).ok_or("its bias is computed at run time")?;
     let vector = bias.dims.iter().all(|&dim| dim == 1 || dim == channels) && bias.len() == channels;
-    if vector && bias.element == ElementType::Float { Ok(bias) } else { Err("its bias is no vector of 32-bit floats") }
+    if vector && bias.element == ElementType::Float {
+        Ok(bias)
+    } else {
+        Err("its bias is no vector of 32-bit floats")
+    }
 }
 
 fn matrix(weights: &Tensor) -> Result<(), &'static str> {
@@ -129,11 +161,7 @@ fn matrix(weights: &Tensor) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn gemm<'g>(
-    index: &Index<'g>,
-    node: &Node,
-    weights: &Tensor,
-) -> Result<(Kind, Option<&'g Tensor>), &'static str> {
+fn gemm<'g>(index: &Index<'g>, node: &Node, weights: &Tensor) -> Result<(Kind, Option<&'g Tensor>), &'static str> {
     matrix(weights)?;
     #[allow(clippy::float_cmp, reason = "only the exact factor one can be left out")]
     let plain = node.int("transA", 0) == Some(0) && node.float("alpha", 1.0) == Some(1.0);
@@ -144,15 +172,24 @@ fn gemm<'g>(
     }
     let transposed = node.int("transB", 0) == Some(1);
     let channels = weights.dims[usize::from(!transposed)];
-    let bias = node.input(2).map(|name| constant_bias(index, name, channels)).transpose()?;
+    let bias = node
+        .input(2)
+        .map(|name| constant_bias(index, name, channels))
+        .transpose()?;
     Ok((Kind::Gemm { transposed }, bias))
 }
 
 /// A sum with one constant for each column.
 fn vector_sum<'g>(index: &Index<'g>, node: &Node, columns: usize) -> Option<(usize, &'g Tensor)> {
     let (position, next) = index.only_use(node.output())?;
-    let other = next.inputs.iter().find(|name| *name != node.output()).filter(|_| next.is("Add"))?;
-    let vector = index.constant(other).filter(|tensor| tensor.element == ElementType::Float)?;
+    let other = next
+        .inputs
+        .iter()
+        .find(|name| *name != node.output())
+        .filter(|_| next.is("Add"))?;
+    let vector = index
+        .constant(other)
+        .filter(|tensor| tensor.element == ElementType::Float)?;
     let row = vector.dims.last() == Some(&columns) && vector.len() == columns && vector.dims.len() <= 2;
     row.then_some((position, vector))
 }

@@ -1,7 +1,10 @@
 //! Numbers of 8-bit quantization: weights to symmetric `int8`, ranges to scale and zero point, biases to `int32`.
 //!
 //! `real = scale * (quantized - zero_point)` (ONNX QuantizeLinear), rounding to nearest, ties to even as ONNX Runtime does.
-#![allow(clippy::cast_possible_truncation, reason = "values are clamped to the target type before they are cast")]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "values are clamped to the target type before they are cast"
+)]
 
 use super::{Activations, Granularity};
 use crate::{calibrate::Range, onnx::Tensor};
@@ -52,11 +55,18 @@ pub(super) fn quantize(
         scales = vec![scales.into_iter().fold(0.0, f32::max)];
     }
     // Nothing but zeros: any scale is exact.
-    scales.iter_mut().filter(|scale| **scale == 0.0).for_each(|scale| *scale = 1.0);
+    scales
+        .iter_mut()
+        .filter(|scale| **scale == 0.0)
+        .for_each(|scale| *scale = 1.0);
     let mut values = Vec::with_capacity(floats.len());
     for (row, floats) in floats.chunks_exact(inner).enumerate() {
         let scale = scales[if scales.len() == 1 { 0 } else { row % channels }];
-        values.extend(floats.iter().map(|value| (value / scale).round_ties_even().clamp(-INT8_MAX, INT8_MAX) as i8));
+        values.extend(
+            floats
+                .iter()
+                .map(|value| (value / scale).round_ties_even().clamp(-INT8_MAX, INT8_MAX) as i8),
+        );
     }
     Some(QuantizedWeights { values, scales })
 }
@@ -92,7 +102,9 @@ pub(super) fn affine(range: Range, activations: Activations) -> Option<Affine> {
     if scale < SMALLEST_SCALE {
         return None;
     }
-    let steps = (-f64::from(range.min) / f64::from(scale)).round_ties_even().clamp(0.0, 255.0) as u8;
+    let steps = (-f64::from(range.min) / f64::from(scale))
+        .round_ties_even()
+        .clamp(0.0, 255.0) as u8;
     let zero_point = match activations {
         Activations::UInt8 => steps,
         Activations::Int8 => steps.wrapping_sub(128),
@@ -143,7 +155,10 @@ mod tests {
         let (values, units) = quantize_bias(&bias, input, &quantized.scales);
         for ((&value, unit), bias) in values.iter().zip(units).zip(bias) {
             let back = f64::from(value) * f64::from(unit);
-            assert!((back - f64::from(bias)).abs() <= 1e-6 * f64::from(bias).abs(), "{back} {bias}");
+            assert!(
+                (back - f64::from(bias)).abs() <= 1e-6 * f64::from(bias).abs(),
+                "{back} {bias}"
+            );
         }
         let bad = Tensor::floats("w", &[1, 1], &[f32::NAN]).unwrap();
         assert!(quantize(&bad, 0, Granularity::PerChannel, |_| 0.0).is_none());

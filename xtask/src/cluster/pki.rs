@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
@@ -71,6 +71,13 @@ impl Authority {
 
     /// Proves to the API server that its holder is `user` in `groups`.
     pub fn client(&self, user: &str, groups: &[&str]) -> Result<Identity> {
+        if groups.len() > 1 {
+            // The certificate library keeps one organization, and silently the last.
+            bail!(
+                "a certificate holds one group, not {}: impersonate {user} where several are needed",
+                groups.join(", ")
+            );
+        }
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, user);
         for group in groups {

@@ -1,3 +1,5 @@
+//! What is rendered from known rows, read back as Prometheus reads it.
+
 use super::super::fixtures::{key, live, pod};
 use super::super::{facts, rows};
 use super::*;

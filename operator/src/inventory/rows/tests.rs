@@ -1,3 +1,5 @@
+//! Rows from objects in every state that matters: live, drifted, unapproved, without a promotion.
+
 use assayer_crds::policy::RequiredApproval;
 use assayer_crds::promotion::{ModelPromotionStatus, RequestStatus};
 

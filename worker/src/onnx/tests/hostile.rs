@@ -1,3 +1,5 @@
+//! Hostile files: each is refused with a reason, and none makes the reader panic or take memory.
+
 use crate::{
     onnx::{self, AttributeValue, Error, Function, Graph, Limits, Model, Node, Opset, Tensor, ValueInfo, wire::Rope},
     testing::Build,
@@ -58,9 +60,28 @@ fn dimensions_are_never_believed() {
     refused(tensor(|t| t.packed_ints(1, [-1])), "dimension -1");
     refused(tensor(|t| t.packed_ints(1, [i64::MIN, 2])), "dimension");
     refused(tensor(|t| t.packed_ints(1, [1; 17])), "rank");
-    refused(tensor(|t| { t.packed_ints(1, [2]); t.slice(9, &[0; 7]) }), "7 bytes where");
-    refused(tensor(|t| { t.packed_ints(1, [1]); t.slice(9, &[0; 4]); t.float(4, 1.0) }), "more than one place");
-    refused(tensor(|t| { t.packed_ints(1, [0, 1 << 62]); t.int(14, 7) }), "location 7");
+    refused(
+        tensor(|t| {
+            t.packed_ints(1, [2]);
+            t.slice(9, &[0; 7])
+        }),
+        "7 bytes where",
+    );
+    refused(
+        tensor(|t| {
+            t.packed_ints(1, [1]);
+            t.slice(9, &[0; 4]);
+            t.float(4, 1.0)
+        }),
+        "more than one place",
+    );
+    refused(
+        tensor(|t| {
+            t.packed_ints(1, [0, 1 << 62]);
+            t.int(14, 7)
+        }),
+        "location 7",
+    );
 }
 
 #[test]
@@ -141,8 +162,21 @@ fn an_attribute_holds_one_value() {
         graph.message(1, node);
         around(graph)
     };
-    refused(attribute(&|a| { a.int(20, 2); a.int(3, 1); a.float(2, 1.0) }), "holds values of types");
-    refused(attribute(&|a| { a.int(3, 1); a.float(2, 1.0) }), "holds values of types");
+    refused(
+        attribute(&|a| {
+            a.int(20, 2);
+            a.int(3, 1);
+            a.float(2, 1.0)
+        }),
+        "holds values of types",
+    );
+    refused(
+        attribute(&|a| {
+            a.int(3, 1);
+            a.float(2, 1.0)
+        }),
+        "holds values of types",
+    );
     refused(attribute(&|a| a.int(20, 4)), "has no value");
     refused(attribute(&|a| a.int(20, 99)), "has no value");
     refused(attribute(&|a| a.slice(22, &[])), "sparse");
@@ -152,21 +186,57 @@ fn an_attribute_holds_one_value() {
 fn graphs_that_make_no_sense_are_named() {
     refused(changed(|m| m.opsets[0].version = 99), "operator set 99");
     refused(changed(|m| m.opsets.clear()), "no operator set");
-    refused(changed(|m| m.opsets.push(Opset { domain: "evil.ops".into(), version: 1, ..Opset::default() })), "evil.ops");
+    refused(
+        changed(|m| {
+            m.opsets.push(Opset {
+                domain: "evil.ops".into(),
+                version: 1,
+                ..Opset::default()
+            })
+        }),
+        "evil.ops",
+    );
     refused(changed(|m| m.graph.nodes[0].domain = "evil.ops".into()), "not imported");
     refused(changed(|m| m.graph.nodes[0].op_type = "Backdoor".into()), "`Backdoor`");
-    refused(changed(|m| m.graph.nodes[0].inputs[0] = "nowhere".into()), "which nothing computes");
-    refused(changed(|m| m.graph.nodes[0].inputs[0] = m.graph.nodes[0].outputs[0].clone()), "cyclic or not in order");
-    refused(changed(|m| m.graph.nodes.push(m.graph.nodes[0].clone())), "defined twice");
-    refused(changed(|m| m.graph.outputs.push(m.graph.outputs[0].clone())), "appears twice");
-    refused(changed(|m| m.graph.outputs.push(ValueInfo::untyped("ghost"))), "never computed");
+    refused(
+        changed(|m| m.graph.nodes[0].inputs[0] = "nowhere".into()),
+        "which nothing computes",
+    );
+    refused(
+        changed(|m| m.graph.nodes[0].inputs[0] = m.graph.nodes[0].outputs[0].clone()),
+        "cyclic or not in order",
+    );
+    refused(
+        changed(|m| m.graph.nodes.push(m.graph.nodes[0].clone())),
+        "defined twice",
+    );
+    refused(
+        changed(|m| m.graph.outputs.push(m.graph.outputs[0].clone())),
+        "appears twice",
+    );
+    refused(
+        changed(|m| m.graph.outputs.push(ValueInfo::untyped("ghost"))),
+        "never computed",
+    );
     refused(changed(|m| m.graph.outputs.clear()), "no outputs");
-    refused(changed(|m| m.graph.inputs.push(ValueInfo::untyped(""))), "without a name");
+    refused(
+        changed(|m| m.graph.inputs.push(ValueInfo::untyped(""))),
+        "without a name",
+    );
     refused(changed(|m| m.ir_version = 99), "IR version 99");
-    refused(changed(|m| m.graph.initializers = vec![Tensor::floats("w", &[], &[0.0]).unwrap(); 2]), "appears twice");
-    let body = Graph { nodes: vec![Node::new("Neg", &["x"], &["x"])], ..Graph::default() };
+    refused(
+        changed(|m| m.graph.initializers = vec![Tensor::floats("w", &[], &[0.0]).unwrap(); 2]),
+        "appears twice",
+    );
+    let body = Graph {
+        nodes: vec![Node::new("Neg", &["x"], &["x"])],
+        ..Graph::default()
+    };
     let body = AttributeValue::Graph(Box::new(body));
-    refused(changed(|m| m.graph.nodes[0] = Node::new("If", &["x"], &["y"]).with("then_branch", body)), "defined twice");
+    refused(
+        changed(|m| m.graph.nodes[0] = Node::new("If", &["x"], &["y"]).with("then_branch", body)),
+        "defined twice",
+    );
 }
 
 #[test]
@@ -191,26 +261,43 @@ fn functions_may_neither_recurse_nor_explode() {
             .map(|(i, call)| Node::new(call, &["x"], &[&format!("y{i}")]).in_domain("local"))
             .collect(),
         opsets: vec![
-            Opset { version: 17, ..Opset::default() },
-            Opset { domain: "local".to_owned(), version: 1, ..Opset::default() },
+            Opset {
+                version: 17,
+                ..Opset::default()
+            },
+            Opset {
+                domain: "local".to_owned(),
+                version: 1,
+                ..Opset::default()
+            },
         ],
         ..Function::default()
     };
     let with = |functions: Vec<Function>| {
         changed(|m| {
-            m.opsets.push(Opset { domain: "local".to_owned(), version: 1, ..Opset::default() });
+            m.opsets.push(Opset {
+                domain: "local".to_owned(),
+                version: 1,
+                ..Opset::default()
+            });
             m.graph.nodes[0] = Node::new("f0", &["x"], &[&m.graph.outputs[0].name]).in_domain("local");
             m.functions = functions;
         })
     };
-    refused(with(vec![function("f0", &["f1"]), function("f1", &["f0"])]), "calls itself");
+    refused(
+        with(vec![function("f0", &["f1"]), function("f1", &["f0"])]),
+        "calls itself",
+    );
     let chain = |width: usize, depth: usize| {
         (0..depth)
             .map(|i| {
                 let next = format!("f{}", i + 1);
                 function(&format!("f{i}"), &vec![next.as_str(); width])
             })
-            .chain([Function { nodes: vec![Node::new("Neg", &["x"], &["y0"])], ..function(&format!("f{depth}"), &[]) }])
+            .chain([Function {
+                nodes: vec![Node::new("Neg", &["x"], &["y0"])],
+                ..function(&format!("f{depth}"), &[])
+            }])
             .collect::<Vec<_>>()
     };
     refused(with(chain(8, 20)), "after inlining");
@@ -252,15 +339,37 @@ fn external_data_stays_in_its_folder() {
     std::fs::hard_link(at("data"), at("hard")).unwrap();
     std::fs::write(at("single"), [0; 16]).unwrap();
     std::fs::create_dir(at("sub")).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        at("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
 
     let secret = secret.to_str().unwrap();
     let plain = "not a plain file name";
-    for location in ["../secret", "sub/../../secret", "a/b", "/etc/passwd", secret, "..", ".", "c:\\x", "a\\b", "x\ny"] {
+    for location in [
+        "../secret",
+        "sub/../../secret",
+        "a/b",
+        "/etc/passwd",
+        secret,
+        "..",
+        ".",
+        "c:\\x",
+        "a\\b",
+        "x\ny",
+    ] {
         refused_in(folder.path(), &[("location", location)], plain);
     }
     for marker in ["*/_ORT_MEM_ADDR_/*", "x_ORT_MEM_ADDR_", "*/_ORT_MEM_ADDR_/*/../data"] {
-        refused_in(folder.path(), &[("location", marker), ("offset", "140737488355328")], "memory address");
+        refused_in(
+            folder.path(),
+            &[("location", marker), ("offset", "140737488355328")],
+            "memory address",
+        );
     }
     refused_in(folder.path(), &[("location", "link")], "cannot open");
     refused_in(folder.path(), &[("location", "hard")], "links: 2");
@@ -282,8 +391,19 @@ fn external_data_stays_in_its_folder() {
     ] {
         refused_in(folder.path(), &[("location", "single"), (key, value)], expected);
     }
-    std::fs::write(at("model.onnx"), external(&[("location", "single"), ("offset", "12"), ("length", "4")])).unwrap();
-    assert_eq!(onnx::read(&at("model.onnx"), &Limits::default()).unwrap().graph.initializers[0].bytes(), [0; 4]);
+    std::fs::write(
+        at("model.onnx"),
+        external(&[("location", "single"), ("offset", "12"), ("length", "4")]),
+    )
+    .unwrap();
+    assert_eq!(
+        onnx::read(&at("model.onnx"), &Limits::default())
+            .unwrap()
+            .graph
+            .initializers[0]
+            .bytes(),
+        [0; 4]
+    );
     let bytes = std::fs::read(at("model.onnx")).unwrap();
     assert!(message(onnx::from_bytes(&bytes.into(), &Limits::default())).contains("without a folder"));
 }

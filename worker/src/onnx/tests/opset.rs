@@ -17,7 +17,11 @@ fn check_same(model: Model, inputs: &[Tensor]) {
 fn image() -> (Build, String, Vec<Tensor>) {
     let mut b = Build::opset(9);
     let x = b.input("x", &[1, 3, 4, 4]);
-    (b, x, vec![Tensor::floats("x", &[1, 3, 4, 4], &testing::noise(3, 48)).unwrap()])
+    (
+        b,
+        x,
+        vec![Tensor::floats("x", &[1, 3, 4, 4], &testing::noise(3, 48)).unwrap()],
+    )
 }
 
 /// One node of operator set 9 between an input and an output.
@@ -29,11 +33,27 @@ fn single(op_type: &str, attributes: &[(&str, A)]) {
 
 #[test]
 fn attributes_become_inputs() {
-    single("Slice", &[("starts", A::Ints(vec![1, 0])), ("ends", A::Ints(vec![3, 9])), ("axes", A::Ints(vec![1, 3]))]);
-    single("Slice", &[("starts", A::Ints(vec![0, 1])), ("ends", A::Ints(vec![1, 2]))]);
+    single(
+        "Slice",
+        &[
+            ("starts", A::Ints(vec![1, 0])),
+            ("ends", A::Ints(vec![3, 9])),
+            ("axes", A::Ints(vec![1, 3])),
+        ],
+    );
+    single(
+        "Slice",
+        &[("starts", A::Ints(vec![0, 1])), ("ends", A::Ints(vec![1, 2]))],
+    );
     single("Clip", &[("min", A::Float(-0.25)), ("max", A::Float(0.5))]);
     single("Clip", &[("max", A::Float(0.1))]);
-    single("Pad", &[("pads", A::Ints(vec![0, 0, 1, 2, 0, 0, 1, 0])), ("value", A::Float(0.5))]);
+    single(
+        "Pad",
+        &[
+            ("pads", A::Ints(vec![0, 0, 1, 2, 0, 0, 1, 0])),
+            ("value", A::Float(0.5)),
+        ],
+    );
     single("Unsqueeze", &[("axes", A::Ints(vec![0, 3]))]);
     single("Squeeze", &[("axes", A::Ints(vec![0]))]);
     single("Squeeze", &[]);
@@ -42,7 +62,9 @@ fn attributes_become_inputs() {
     single("Dropout", &[("ratio", A::Float(0.5))]);
     let (mut b, x, inputs) = image();
     b.push(
-        onnx::Node::new("Split", &[&x], &["a", "b"]).with("axis", A::Int(3)).with("split", A::Ints(vec![1, 3])),
+        onnx::Node::new("Split", &[&x], &["a", "b"])
+            .with("axis", A::Int(3))
+            .with("split", A::Ints(vec![1, 3])),
     );
     b.push(onnx::Node::new("TopK", &["b"], &["values", "indices"]).with("k", A::Int(2)));
     check_same(b.finish(&["a", "values", "indices"]), &inputs);
@@ -73,9 +95,13 @@ fn a_network_of_the_kind_that_is_shipped_is_raised() {
     let (mut b, x, inputs) = image();
     let w = b.weights(&[8, 3, 3, 3]);
     let conv = b.node_with("Conv", &[&x, &w], &[("pads", A::Ints(vec![1; 4]))]);
-    let vectors: Vec<String> =
-        (0..4).map(|i| b.floats(&[8], &[0.5 + f32::from(u8::try_from(i).unwrap()); 8])).collect();
-    let norm = b.node("BatchNormalization", &[&conv, &vectors[0], &vectors[1], &vectors[2], &vectors[3]]);
+    let vectors: Vec<String> = (0..4)
+        .map(|i| b.floats(&[8], &[0.5 + f32::from(u8::try_from(i).unwrap()); 8]))
+        .collect();
+    let norm = b.node(
+        "BatchNormalization",
+        &[&conv, &vectors[0], &vectors[1], &vectors[2], &vectors[3]],
+    );
     let relu = b.node("Relu", &[&norm]);
     let pool = b.node("GlobalAveragePool", &[&relu]);
     let flat = b.node("Flatten", &[&pool]);
@@ -104,7 +130,10 @@ fn what_cannot_be_raised_is_named() {
     let x = b.input("x", &[1, 4]);
     let y = b.node("NegativeLogLikelihoodLoss", &[&x, &x]);
     let error = onnx::upgrade(&mut b.finish(&[&y])).unwrap_err().to_string();
-    assert!(error.contains("NegativeLogLikelihoodLoss") && error.contains("13"), "{error}");
+    assert!(
+        error.contains("NegativeLogLikelihoodLoss") && error.contains("13"),
+        "{error}"
+    );
 }
 
 #[test]

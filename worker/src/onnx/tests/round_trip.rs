@@ -1,3 +1,5 @@
+//! What is read is written again, with fields that nobody knows.
+
 use crate::{
     onnx::{self, AttributeValue, Data, ElementType, Limits, Model, Patch, Tensor, wire::Rope},
     testing::{self, Build},
@@ -50,10 +52,16 @@ fn the_real_model_comes_back_and_computes_the_same() {
     onnx::check(&model, &Limits::default()).unwrap();
     let again = onnx::to_bytes(&model);
     assert_eq!(read(&again).unwrap(), model);
-    let ids: Vec<i32> = testing::noise(7, 2048).iter().map(|v| (v.abs() * 255.0).round() as i32).collect();
+    let ids: Vec<i32> = testing::noise(7, 2048)
+        .iter()
+        .map(|v| (v.abs() * 255.0).round() as i32)
+        .collect();
     let input = [Tensor::int32s("bytes", &[1, 2048], &ids).unwrap()];
     let ours = testing::run(&model, &input);
-    let options = crate::session::Options { optimize: crate::session::Optimize::Nothing, ..Default::default() };
+    let options = crate::session::Options {
+        optimize: crate::session::Optimize::Nothing,
+        ..Default::default()
+    };
     let mut session = testing::runtime().open_bytes(&bytes, &options).unwrap();
     session
         .run::<crate::session::Error>(&input, |output| {
@@ -94,8 +102,15 @@ fn typed_fields_become_plain_bytes() {
         rope.slice(6, b"");
     });
     assert_eq!(strings.unwrap().data, Data::Strings(vec!["a".into(), "".into()]));
-    for (element, dims) in [(ElementType::Float, [3]), (ElementType::Double, [1]), (ElementType::String, [1])] {
-        assert!(tensor(element, &dims, &|rope| rope.float(4, 1.0)).is_err(), "{element:?}");
+    for (element, dims) in [
+        (ElementType::Float, [3]),
+        (ElementType::Double, [1]),
+        (ElementType::String, [1]),
+    ] {
+        assert!(
+            tensor(element, &dims, &|rope| rope.float(4, 1.0)).is_err(),
+            "{element:?}"
+        );
     }
 }
 
@@ -103,7 +118,12 @@ fn typed_fields_become_plain_bytes() {
 fn a_patch_that_does_not_fit_changes_nothing() {
     let model = small();
     let name = model.graph.initializers[0].name.clone();
-    let mut patches = vec![Patch::new("test"), Patch::new("test"), Patch::new("test"), Patch::new("test")];
+    let mut patches = vec![
+        Patch::new("test"),
+        Patch::new("test"),
+        Patch::new("test"),
+        Patch::new("test"),
+    ];
     patches[0].remove(2);
     patches[1].rewire(0, 7, "x");
     patches[2].add_tensor(Tensor::floats(&name, &[], &[0.0]).unwrap());
@@ -131,7 +151,11 @@ fn normalization_lifts_constants_closes_inputs_and_names_nodes() {
     let mut model = b.finish(&[&product]);
     let before = model.clone();
     let done = onnx::normalize(&mut model).unwrap();
-    assert_eq!((done.inputs_made_constant, done.constants_lifted, done.dead_nodes), (1, 1, 1), "{dead}");
+    assert_eq!(
+        (done.inputs_made_constant, done.constants_lifted, done.dead_nodes),
+        (1, 1, 1),
+        "{dead}"
+    );
     assert_eq!(model.graph.inputs.len(), 1);
     assert!(model.graph.nodes.iter().all(|node| !node.name.is_empty()));
     onnx::check(&model, &Limits::default()).unwrap();
