@@ -48,6 +48,9 @@ pub struct Options {
     /// Times that everything is done; the table shows minimum, median and maximum
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
+    /// Program to measure, such as target/release/assayer [default: built with the workspace's dev profile]
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
 }
 
 /// The peer, by its exact version; `onnx` is what it needs.
@@ -78,7 +81,10 @@ pub fn run(bench: &Bench, progress: &Progress) -> Result<()> {
     let bed = Bed {
         data: example::ensure(&example::default_folder(), progress)?,
         folder: tempfile::tempdir()?,
-        program: images::program("assayer", progress)?,
+        program: match &options.program {
+            Some(program) => std::path::absolute(program)?,
+            None => images::program("assayer", progress)?,
+        },
         library: pypi::onnx_runtime(progress)?,
     };
     let mut contestants = Vec::new();
@@ -103,9 +109,10 @@ pub fn run(bench: &Bench, progress: &Progress) -> Result<()> {
         }
         step.done("");
     }
-    progress.say(
-        "workspace profile `dev`: dependencies at opt-level 2, the worker at 3; ONNX Runtime as its makers built it",
-    );
+    progress.say(&format!(
+        "program: {}; in profile `dev` dependencies are at opt-level 2 and the worker at 3",
+        bed.program.display()
+    ));
     progress.say("each cell: median [minimum, maximum]; latencies at 1 thread; speed and memory against what ran in the same round");
     progress.say(&format!("\n{}", table(&contestants)));
     Ok(())
