@@ -14,4 +14,5 @@ mod installed;
 mod inventory;
 mod leader;
 mod monitoring;
+mod promotion;
 mod rights;
