@@ -16,5 +16,6 @@ mod journey;
 mod leader;
 mod monitoring;
 mod optimization;
+mod promotion;
 mod rights;
 mod tidy;

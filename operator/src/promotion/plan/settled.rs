@@ -64,15 +64,26 @@ pub(super) fn stands(draft: &mut Draft<'_>, reading: &Reading<'_>) -> bool {
 
 /// Whether spec and evidence are those of the attempt. Policies may have changed since: they say what a new request needs.
 fn same_request(observed: &Observed, reading: &Reading<'_>, attempt: &AttemptStatus) -> bool {
-    let digest = request::digest(
-        &observed.promotion,
-        &attempt.evidence.digest,
-        &attempt.tier,
-        &attempt.policy_digest,
+    let promotion = &observed.promotion;
+    let asked = attempt.request_digest.as_str();
+    // An attempt that was written under an older schema lacks what the request beside it still says.
+    let request = promotion.status.as_ref().and_then(|status| status.request.as_ref());
+    let recorded = request.filter(|request| request.digest == asked).map(|request| {
+        let evidence = request.evidence.digest.as_str();
+        (evidence, request.tier.as_str(), request.policy_digest.as_str())
+    });
+    let attempted = (
+        attempt.evidence.digest.as_str(),
+        attempt.tier.as_str(),
+        attempt.policy_digest.as_str(),
     );
-    let evidence = reading.verified.as_ref().map(|verified| verified.digest.as_str());
-    digest.is_some_and(|digest| digest.as_str() == attempt.request_digest)
-        && evidence.map_or(true, |evidence| evidence == attempt.evidence.digest)
+    let said = reading.verified.as_ref().ok().map(|verified| verified.digest.as_str());
+    std::iter::once(attempted)
+        .chain(recorded)
+        .any(|(evidence, tier, policy)| {
+            let digest = request::digest(promotion, evidence, tier, policy);
+            digest.is_some_and(|digest| digest.as_str() == asked) && said.is_none_or(|said| said == evidence)
+        })
 }
 
 /// The request that was carried out; an edit that was taken back may have replaced it.

@@ -462,3 +462,21 @@ fn the_history_is_a_ring_of_ten() {
     assert_eq!(status(&world).history.len(), 10);
     assert_eq!(world.phase(), phase::LIVE);
 }
+
+#[test]
+fn an_attempt_that_lost_fields_to_an_older_schema_is_not_repeated() {
+    let mut world = World::live();
+    let attempt = world
+        .observed
+        .promotion
+        .status
+        .as_mut()
+        .unwrap()
+        .attempt
+        .as_mut()
+        .unwrap();
+    attempt.policy_digest = String::new();
+    attempt.evidence = assayer_crds::common::EvidenceReference::default();
+    world.settle();
+    assert_eq!((world.phase(), world.writes.len()), (phase::LIVE, 1));
+}
