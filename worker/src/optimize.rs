@@ -178,12 +178,8 @@ pub fn optimize(
 
 fn simplify(model: &mut Model, limits: &Limits) -> Result<Vec<Report>, Error> {
     let mut reports = Vec::new();
-    for pass in [
-        fold_constants::apply,
-        fold_batch_norm::apply,
-        fold_bias::apply,
-        gelu::apply,
-    ] {
+    // Biases last: a GELU is recognised by the rank that its bias proves.
+    for pass in [fold_constants::apply, fold_batch_norm::apply, gelu::apply, fold_bias::apply] {
         reports.push(pass(model)?);
         onnx::check(model, limits)?;
     }

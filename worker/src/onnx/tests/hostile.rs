@@ -384,7 +384,7 @@ fn external_data_stays_in_its_folder() {
         ("offset", "99999999999999999999999", "not a number"),
         ("offset", "0x4", "not a number"),
         ("offset", " 4", "not a number"),
-        ("length", "8", "takes 4"),
+        ("length", "8", "take 4"),
         ("length", "-4", "not a number"),
         ("__class__", "x", "not known"),
         ("location", "single", "appears twice"),
