@@ -2,6 +2,12 @@
 //!
 //! Needs ONNX Runtime and the magika model; `cargo xtask test` provides both.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test: what breaks shall break it"
+)]
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,9 +24,8 @@ use parquet::arrow::ArrowWriter;
 const NONCE: &str = "00112233445566778899aabbccddeeff";
 
 fn required(variable: &str) -> PathBuf {
-    std::env::var_os(variable)
-        .map(PathBuf::from)
-        .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"))
+    let value = std::env::var_os(variable);
+    PathBuf::from(value.unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`")))
 }
 
 /// Rows of features and labels.
@@ -317,8 +322,7 @@ fn a_model_is_made_and_measured() {
     );
     assert!(baseline.candidate.is_none());
 
-    let make = bench.job("make", Work::Make(bench.make(QuantizeMode::Static)));
-    let made = make.made();
+    let made = bench.job("make", Work::Make(bench.make(QuantizeMode::Static))).made();
     assert_eq!(made.tag, format!("assayer-int8-{}", made.model_digest.short(12)));
     assert_eq!(made.calibration_rows, 64);
     assert!(

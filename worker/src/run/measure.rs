@@ -131,7 +131,9 @@ pub(super) fn predictions(
     out: &mut impl Write,
     mut wrote: impl FnMut(std::io::Error) -> crate::failure::Failure,
 ) -> Result<u32> {
-    const BATCH: u64 = 32;
+    // One row at a time, as it is served: dynamic quantization takes its ranges from a whole batch, so that scores would
+    // depend on a row's neighbours; and memory stays what was measured.
+    const BATCH: u64 = 1;
     let batch = process.batch_limit.clamp(1, BATCH);
     let (mut first, mut classes) = (0, None);
     while first < process.rows {
