@@ -179,7 +179,12 @@ pub fn optimize(
 fn simplify(model: &mut Model, limits: &Limits) -> Result<Vec<Report>, Error> {
     let mut reports = Vec::new();
     // Biases last: a GELU is recognised by the rank that its bias proves.
-    for pass in [fold_constants::apply, fold_batch_norm::apply, gelu::apply, fold_bias::apply] {
+    for pass in [
+        fold_constants::apply,
+        fold_batch_norm::apply,
+        gelu::apply,
+        fold_bias::apply,
+    ] {
         reports.push(pass(model)?);
         onnx::check(model, limits)?;
     }
