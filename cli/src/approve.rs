@@ -23,7 +23,7 @@ use crate::{terminal, verify};
 /// Which promotion, and as what.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Name of the ModelPromotion
+    /// Name of the `ModelPromotion`
     name: String,
     /// Namespace [default: the context's]
     #[arg(short, long)]

@@ -32,7 +32,7 @@ const INTERRUPTED: u8 = 130;
 /// What to optimize, and where results go.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Manifest of a ModelOptimization; - for stdin. Its relative paths start from its folder
+    /// Manifest of a `ModelOptimization`; - for stdin. Its relative paths start from its folder
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Folder for models, evidence and the public key; replaced as a whole [default: spec.output.uri, where it is a path]
@@ -41,7 +41,7 @@ pub(crate) struct Options {
     /// Private key (PKCS#8 PEM, P-256) to sign evidence with [default: one made for this run and not kept]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// ONNX Runtime's library [default: ORT_DYLIB_PATH]
+    /// ONNX Runtime's library [default: `ORT_DYLIB_PATH`]
     #[arg(long, value_name = "FILE")]
     onnxruntime: Option<PathBuf>,
     /// Threads of a model [default: whole cores of the environment's CPU limit; else all]

@@ -13,10 +13,10 @@ use crate::terminal;
 /// What to pin.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Manifest of a ModelOptimization; - for stdin
+    /// Manifest of a `ModelOptimization`; - for stdin
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
-    /// Push local files below this repository: oci://registry/prefix
+    /// Push local files below this repository: <oci://registry/prefix>
     #[arg(long, value_name = "URI")]
     push: Option<String>,
     #[command(flatten)]

@@ -70,14 +70,15 @@ impl Progress {
 
     fn line(&self, good: bool, text: &str) {
         let at = self.started.elapsed().as_secs_f64();
-        let word = match good {
-            true => style("ok  ").green(),
-            false => style("FAIL").red(),
+        let word = if good {
+            style("ok  ").green()
+        } else {
+            style("FAIL").red()
         };
         let line = format!("{at:6.1}s {} {text}", word.for_stderr());
         match &self.live {
             // A terminal that is gone is no reason to stop the work.
-            Some(live) => drop(live.bars.println(line)),
+            Some(terminal) => drop(terminal.bars.println(line)),
             None => terminal::note(&line),
         }
     }

@@ -13,7 +13,7 @@ use crate::terminal;
 pub(crate) struct Options {
     /// Model file, data set, or folder
     path: PathBuf,
-    /// oci://registry/repository, with or without a tag
+    /// <oci://registry/repository>, with or without a tag
     uri: String,
     #[command(flatten)]
     access: AccessOptions,

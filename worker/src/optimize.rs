@@ -308,3 +308,7 @@ fn compare(baseline: &[Tensor], candidate: &[Tensor]) -> Result<BTreeMap<String,
     }
     Ok(differences)
 }
+
+#[cfg(test)]
+#[path = "optimize_tests.rs"]
+mod tests;

@@ -228,12 +228,12 @@ pub struct Output<'s> {
 impl Session {
     /// Names of the inputs that a run needs.
     pub fn inputs(&self) -> Vec<&str> {
-        self.0.inputs().iter().map(|outlet| outlet.name()).collect()
+        self.0.inputs().iter().map(ort::value::Outlet::name).collect()
     }
 
     /// Names of the outputs that a run gives.
     pub fn outputs(&self) -> Vec<&str> {
-        self.0.outputs().iter().map(|outlet| outlet.name()).collect()
+        self.0.outputs().iter().map(ort::value::Outlet::name).collect()
     }
 
     /// Runs once. Each output is lent to `each` and freed afterwards.
@@ -247,7 +247,7 @@ impl Session {
             .map(|tensor| Ok((tensor.name.as_str(), to_value(tensor)?)))
             .collect::<Result<_, Error>>()?;
         let outputs = self.0.run(values).map_err(call("run the model"))?;
-        for (name, value) in outputs.iter() {
+        for (name, value) in &outputs {
             let value: &DynValue = &value;
             let shape = match value.dtype() {
                 ValueType::Tensor { shape, .. } => shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect(),

@@ -117,7 +117,7 @@ impl Build {
     }
 }
 
-/// Numbers between -1 and 1, the same for the same seed (SplitMix64).
+/// Numbers between -1 and 1, the same for the same seed (`SplitMix64`).
 pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut next = move || {
@@ -132,9 +132,9 @@ pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
 
 /// A test without ONNX Runtime must fail with a message that says what to do, never pass.
 fn required(variable: &str) -> PathBuf {
-    std::env::var_os(variable).map(PathBuf::from).unwrap_or_else(|| {
+    std::env::var_os(variable).map_or_else(|| {
         panic!("{variable} is not set: this test needs ONNX Runtime and a real model; run `cargo xtask test`, which provides both")
-    })
+    }, PathBuf::from)
 }
 
 pub(crate) fn runtime() -> Runtime {

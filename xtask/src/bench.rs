@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: figures of the worker on this machine, with a peer's beside them from the same run. Nothing is asserted.
 //!
 //! Decides what is compared: the candidates of `examples/magika`, and ONNX Runtime's own static quantization of the same model with the
-//! same calibration rows, restricted to Conv and MatMul by hand (unrestricted, it crashes on this model). All models are measured by the
+//! same calibration rows, restricted to Conv and `MatMul` by hand (unrestricted, it crashes on this model). All models are measured by the
 //! worker at one thread, each in alternating blocks with FP32.
 
 use std::{

@@ -90,10 +90,9 @@ fn resolve(manifest: &Manifest, optimization: ModelOptimization, name: String, o
         let path = std::path::absolute(manifest.local(run))?;
         let digest = digest(field, &path)?;
         *state = format!("{state}@{digest}");
-        *run = path
-            .to_str()
-            .with_context(|| format!("{field}: {} is not UTF-8", path.display()))?
-            .to_owned();
+        let text = path.to_str();
+        text.with_context(|| format!("{field}: {} is not UTF-8", path.display()))?
+            .clone_into(run);
         if index == 0 {
             baseline = Some(digest.clone());
         }

@@ -160,8 +160,8 @@ fn phase(object: &ModelOptimization) -> &str {
 }
 
 fn ready(object: &ModelOptimization) -> (String, String) {
-    let conditions = object.status.iter().flat_map(|status| &status.conditions);
-    let ready = conditions.filter(|condition| condition.type_ == "Ready").last();
+    let mut conditions = object.status.iter().flat_map(|status| &status.conditions);
+    let ready = conditions.rfind(|condition| condition.type_ == "Ready");
     ready.map(|c| (c.reason.clone(), c.message.clone())).unwrap_or_default()
 }
 
@@ -271,7 +271,7 @@ async fn eventually_all(jobs: &Api<Job>, holds: impl Fn(&Job) -> bool) -> Result
         ensure!(
             tokio::time::Instant::now() < deadline,
             "a Job stays: {:?}",
-            list.items.iter().map(|job| job.name_any()).collect::<Vec<_>>()
+            list.items.iter().map(kube::ResourceExt::name_any).collect::<Vec<_>>()
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

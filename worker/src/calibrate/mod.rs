@@ -238,7 +238,9 @@ mod tests {
 
     fn range(method: Method, parts: &[&[f32]]) -> Range {
         let mut seen = Seen::new(method);
-        parts.iter().for_each(|part| seen.add(part).unwrap());
+        for part in parts {
+            seen.add(part).unwrap();
+        }
         seen.range("x", method).unwrap()
     }
 

@@ -57,7 +57,10 @@ fn tensor_field(ctx: &mut Context<'_>, parts: &mut Parts, field: &Field<'_>) -> 
             parts.dims.push(dim);
             Ok(())
         }),
-        2 => Ok(parts.element = i64::from(field.int32()?)),
+        2 => {
+            let _: () = parts.element = i64::from(field.int32()?);
+            Ok(())
+        }
         3 => Err(Error::unsupported(
             "a segmented tensor",
             "write each tensor in one piece",
@@ -72,14 +75,23 @@ fn tensor_field(ctx: &mut Context<'_>, parts: &mut Parts, field: &Field<'_>) -> 
             parts.strings.push(ctx.shared(field.bytes()?));
             Ok(())
         }
-        8 => Ok(parts.name = ctx.string(field)?),
-        9 => Ok(parts.raw = Some(ctx.shared(field.bytes()?))),
+        8 => {
+            let _: () = parts.name = ctx.string(field)?;
+            Ok(())
+        }
+        9 => {
+            let _: () = parts.raw = Some(ctx.shared(field.bytes()?));
+            Ok(())
+        }
         13 => {
             let entry = entry(ctx, field.bytes()?)?;
             parts.external.push(entry);
             Ok(())
         }
-        14 => Ok(parts.location = field.int64()?),
+        14 => {
+            let _: () = parts.location = field.int64()?;
+            Ok(())
+        }
         _ => ctx.rest(&mut parts.rest, field),
     }
 }

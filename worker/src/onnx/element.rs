@@ -82,8 +82,14 @@ impl ElementType {
             T::String => return None,
             T::Uint2 | T::Int2 => 2,
             T::Uint4 | T::Int4 | T::Float4E2M1 => 4,
-            T::Uint8 | T::Int8 | T::Bool => 8,
-            T::Float8E4M3Fn | T::Float8E4M3Fnuz | T::Float8E5M2 | T::Float8E5M2Fnuz | T::Float8E8M0 => 8,
+            T::Uint8
+            | T::Int8
+            | T::Bool
+            | T::Float8E4M3Fn
+            | T::Float8E4M3Fnuz
+            | T::Float8E5M2
+            | T::Float8E5M2Fnuz
+            | T::Float8E8M0 => 8,
             T::Uint16 | T::Int16 | T::Float16 | T::Bfloat16 => 16,
             T::Float | T::Int32 | T::Uint32 => 32,
             T::Int64 | T::Double | T::Uint64 | T::Complex64 => 64,

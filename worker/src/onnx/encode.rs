@@ -110,23 +110,33 @@ fn attribute(attribute: &Attribute) -> Rope {
             5
         }
         AttributeValue::Floats(values) => {
-            values.iter().for_each(|value| rope.float(7, *value));
+            for value in values {
+                rope.float(7, *value);
+            }
             6
         }
         AttributeValue::Ints(values) => {
-            values.iter().for_each(|value| rope.int(8, *value));
+            for value in values {
+                rope.int(8, *value);
+            }
             7
         }
         AttributeValue::Strings(values) => {
-            values.iter().for_each(|value| rope.payload(9, value));
+            for value in values {
+                rope.payload(9, value);
+            }
             8
         }
         AttributeValue::Tensors(values) => {
-            values.iter().for_each(|value| rope.message(10, tensor(value, None)));
+            for value in values {
+                rope.message(10, tensor(value, None));
+            }
             9
         }
         AttributeValue::Graphs(bodies) => {
-            bodies.iter().for_each(|body| rope.message(11, graph(body, &inner)));
+            for body in bodies {
+                rope.message(11, graph(body, &inner));
+            }
             10
         }
         AttributeValue::Type(type_proto) => {
@@ -134,7 +144,9 @@ fn attribute(attribute: &Attribute) -> Rope {
             13
         }
         AttributeValue::Types(types) => {
-            types.iter().for_each(|type_proto| rope.payload(15, type_proto));
+            for type_proto in types {
+                rope.payload(15, type_proto);
+            }
             14
         }
         AttributeValue::Reference { name, kind } => {

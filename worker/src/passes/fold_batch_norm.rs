@@ -122,9 +122,9 @@ impl<'g> Fold<'g> {
         let inner: usize = self.weights.dims[self.axis + 1..].iter().product();
         for (row, values) in floats.chunks_exact_mut(inner.max(1)).enumerate() {
             let (factor, _) = self.channels[row % self.channels.len()];
-            values
-                .iter_mut()
-                .for_each(|value| *value = (f64::from(*value) * factor) as f32);
+            for value in values.iter_mut() {
+                *value = (f64::from(*value) * factor) as f32;
+            }
         }
         let bias: Vec<f32> = self.channels.iter().map(|(_, offset)| *offset as f32).collect();
         let weights = Tensor::floats(&names.fresh(&self.weights.name, "/folded"), &self.weights.dims, &floats)?;

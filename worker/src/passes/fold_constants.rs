@@ -135,7 +135,7 @@ fn reshaped(data: &Tensor, shape: &[i64], allow_zero: bool) -> Option<Vec<usize>
         .iter()
         .try_fold(1_usize, |product, &dim| product.checked_mul(dim))?;
     if let Some(slot) = open {
-        if known == 0 || data.len() % known != 0 {
+        if known == 0 || !data.len().is_multiple_of(known) {
             return None;
         }
         dims[slot] = data.len() / known;

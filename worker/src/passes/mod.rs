@@ -167,3 +167,6 @@ pub enum Granularity {
     /// One.
     PerTensor,
 }
+
+#[cfg(test)]
+mod tests;

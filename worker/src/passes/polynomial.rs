@@ -18,9 +18,9 @@ impl Polynomial {
     /// A polynomial from its terms `(i, j, coefficient)`.
     pub(super) fn of(terms: &[(usize, usize, f64)]) -> Self {
         let mut polynomial = Self::default();
-        terms
-            .iter()
-            .for_each(|&(x, t, coefficient)| polynomial.0[x][t] += coefficient);
+        for &(x, t, coefficient) in terms {
+            polynomial.0[x][t] += coefficient;
+        }
         polynomial
     }
 

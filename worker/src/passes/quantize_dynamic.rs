@@ -85,7 +85,7 @@ impl Rewrite<'_> {
                 name: shown(&site.weights.name),
             })?;
         let packed = match site.kind {
-            Kind::Conv => self.unsigned(&weights, quantized)?,
+            Kind::Conv => self.unsigned(&weights, &quantized)?,
             Kind::MatMul | Kind::Gemm { .. } => self.layout.weights(&weights, axis, quantized)?,
         };
         let output = site.node.output().to_owned();
@@ -113,9 +113,9 @@ impl Rewrite<'_> {
         match self.bias(site)? {
             None => nodes.push(Node::new("Mul", &[&float, &scale], &[&output])),
             Some(bias) => {
-                let scaled = fresh(self, "/scaled");
-                nodes.push(Node::new("Mul", &[&float, &scale], &[&scaled]));
-                nodes.push(Node::new("Add", &[&scaled, &bias], &[&output]));
+                let unbiased = fresh(self, "/scaled");
+                nodes.push(Node::new("Mul", &[&float, &scale], &[&unbiased]));
+                nodes.push(Node::new("Add", &[&unbiased, &bias], &[&output]));
             }
         }
         self.layout.patch.replace(site.position, nodes);
@@ -123,7 +123,7 @@ impl Rewrite<'_> {
     }
 
     /// ONNX Runtime's integer convolution takes unsigned weights: the same values, 128 higher, with zero point 128.
-    fn unsigned(&mut self, weights: &Tensor, quantized: QuantizedWeights) -> Result<Packed, Error> {
+    fn unsigned(&mut self, weights: &Tensor, quantized: &QuantizedWeights) -> Result<Packed, Error> {
         let bytes: Vec<u8> = quantized
             .values
             .iter()

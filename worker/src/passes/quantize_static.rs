@@ -174,7 +174,7 @@ impl Rewrite<'_> {
         if let Some((position, vector)) = site.sum.filter(|_| matrix) {
             // ONNX Runtime would make this a Gemm itself, but with a float bias, which has no integer kernel.
             "Gemm".clone_into(&mut node.op_type);
-            node.outputs = self.index.graph.nodes[position].outputs.clone();
+            node.outputs.clone_from(&self.index.graph.nodes[position].outputs);
             self.layout.patch.remove(position);
             bias = Some(vector);
         }

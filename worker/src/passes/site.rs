@@ -1,6 +1,6 @@
 //! Which nodes have an integer kernel that pays, and what a quantizer must know of each.
 //!
-//! A site is a Conv, MatMul or Gemm with constant 32-bit float weights. Everything else stays float.
+//! A site is a Conv, `MatMul` or Gemm with constant 32-bit float weights. Everything else stays float.
 
 use super::Report;
 use crate::onnx::{ElementType, Index, Node, Tensor};

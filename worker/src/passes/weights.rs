@@ -1,6 +1,6 @@
 //! Numbers of 8-bit quantization: weights to symmetric `int8`, ranges to scale and zero point, biases to `int32`.
 //!
-//! `real = scale * (quantized - zero_point)` (ONNX QuantizeLinear), rounding to nearest, ties to even as ONNX Runtime does.
+//! `real = scale * (quantized - zero_point)` (ONNX `QuantizeLinear`), rounding to nearest, ties to even as ONNX Runtime does.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "values are clamped to the target type before they are cast"
@@ -12,7 +12,7 @@ use crate::{calibrate::Range, onnx::Tensor};
 /// Largest magnitude of a symmetric `int8`.
 const INT8_MAX: f32 = 127.0;
 /// Largest magnitude of a quantized bias: as much again is left to the products that are added to it.
-const BIAS_MAX: f32 = (1_u32 << 30) as f32;
+const BIAS_MAX: f32 = 1_073_741_824.0;
 /// Scales below this would make products of two scales denormal.
 const SMALLEST_SCALE: f32 = 1e-18;
 

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Builds and pushes our images, and installs the chart with `helm`.
-pub(super) async fn images_and_chart(world: &World, progress: &Progress) -> Result<()> {
+pub(super) fn images_and_chart(world: &World, progress: &Progress) -> Result<()> {
     let mut operator = String::new();
     let mut worker = String::new();
     for (ours, image) in images::build(&Ours::ALL, progress)?.images {

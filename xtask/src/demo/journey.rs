@@ -7,7 +7,7 @@ use crate::progress::Progress;
 
 pub(super) async fn run(options: &Options, progress: &Progress) -> Result<World> {
     let world = World::open(options, progress).await?;
-    install::images_and_chart(&world, progress).await?;
+    install::images_and_chart(&world, progress)?;
     let pinned = optimize::publish_example(&world, progress)?;
     let optimized = optimize::watch(&world, &pinned, progress).await?;
     let live = promote::to_production(&world, &optimized, progress).await?;

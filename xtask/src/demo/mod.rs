@@ -37,7 +37,7 @@ pub struct Options {
 
 /// Runs the journey; an error names the first thing that was not as promised.
 pub async fn run(options: &Options, progress: &Progress) -> Result<()> {
-    let world = interrupt::or_interrupted(journey::run(options, progress)).await?;
+    let world = interrupt::or_interrupted(Box::pin(journey::run(options, progress))).await?;
     if options.keep {
         world.say_how_to_use(progress);
         if world.owns_cluster() {
@@ -46,7 +46,7 @@ pub async fn run(options: &Options, progress: &Progress) -> Result<()> {
         return Ok(());
     }
     let step = progress.step("clean up");
-    let left = world.clean_up().await;
+    let left = world.clean_up();
     match left {
         Ok(()) => step.done(""),
         Err(error) => bail!("the journey succeeded, but cleaning up failed: {error:#}"),

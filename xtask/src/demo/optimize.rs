@@ -16,7 +16,7 @@ use kube::Api;
 use super::world::{NAMESPACE, Person, World};
 use crate::{cache, example, images, process, progress::Progress};
 
-const WITHIN: Duration = Duration::from_secs(300);
+const WITHIN: Duration = Duration::from_mins(5);
 /// The optimization that is promoted, and the one whose model the server refuses.
 const OPTIMIZATION: &str = "magika-int8";
 const REEXPORT: &str = "magika-reexport";

@@ -26,7 +26,7 @@ pub(super) const PROMOTION: &str = "magika-prod";
 pub(super) const WORKLOAD: &str = "scanner";
 const ROLE: &str = "security";
 const VOLUME: &str = "model";
-const WITHIN: Duration = Duration::from_secs(180);
+const WITHIN: Duration = Duration::from_mins(3);
 
 /// What went live, and what serves it.
 pub(super) struct Live {
@@ -148,27 +148,12 @@ fn annotations(digest: &str) -> [String; 2] {
 
 fn refuse_those_who_may_not(world: &World, digest: &str, progress: &Progress) -> Result<()> {
     world.kubectl(Person::Admin, &["create", "serviceaccount", "robot"])?;
-    let role = format!("--clusterrole={}", "assayer-demo-security-approver");
-    world.kubectl(
-        Person::Admin,
-        &[
-            "create",
-            "rolebinding",
-            "robot-approves",
-            &role,
-            &format!("--serviceaccount={NAMESPACE}:robot"),
-        ],
-    )?;
-    world.kubectl(
-        Person::Admin,
-        &[
-            "create",
-            "rolebinding",
-            "robot-edits",
-            "--clusterrole=assayer-demo-editor",
-            &format!("--serviceaccount={NAMESPACE}:robot"),
-        ],
-    )?;
+    let account = format!("--serviceaccount={NAMESPACE}:robot");
+    for role in ["security-approver", "model-editor"] {
+        let binding = format!("robot-is-{role}");
+        let role = format!("--role={role}");
+        world.kubectl(Person::Admin, &["create", "rolebinding", &binding, &role, &account])?;
+    }
     let robot = format!("system:serviceaccount:{NAMESPACE}:robot");
     let [approve, reason] = annotations(digest);
     let arguments = [
@@ -243,7 +228,7 @@ pub(super) async fn approve(world: &World, digest: &str, progress: &Progress) ->
         }
         anyhow::bail!("the watch on the Deployment ended")
     };
-    tokio::time::timeout(Duration::from_secs(60), written)
+    tokio::time::timeout(Duration::from_mins(1), written)
         .await
         .context("no write on the Deployment within 60 s")?
 }

@@ -12,7 +12,7 @@ use super::promote::{self, Live, PROMOTION, WORKLOAD};
 use super::world::{NAMESPACE, Person, World};
 use crate::progress::Progress;
 
-const WITHIN: Duration = Duration::from_secs(120);
+const WITHIN: Duration = Duration::from_mins(2);
 
 /// Promotes the re-exported model, whose output has another name than the server asks for.
 pub(super) async fn of_a_server_that_cannot_become_ready(

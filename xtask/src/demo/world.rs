@@ -285,7 +285,7 @@ impl World {
     }
 
     /// Removes what the journey made. An own cluster ends with it.
-    pub(super) async fn clean_up(self) -> Result<()> {
+    pub(super) fn clean_up(self) -> Result<()> {
         if self.cluster.is_none() {
             self.kubectl(Person::Admin, &["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
             self.kubectl(

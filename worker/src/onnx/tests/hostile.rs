@@ -63,7 +63,7 @@ fn dimensions_are_never_believed() {
     refused(
         tensor(|t| {
             t.packed_ints(1, [2]);
-            t.slice(9, &[0; 7])
+            t.slice(9, &[0; 7]);
         }),
         "7 bytes where",
     );
@@ -71,14 +71,14 @@ fn dimensions_are_never_believed() {
         tensor(|t| {
             t.packed_ints(1, [1]);
             t.slice(9, &[0; 4]);
-            t.float(4, 1.0)
+            t.float(4, 1.0);
         }),
         "more than one place",
     );
     refused(
         tensor(|t| {
             t.packed_ints(1, [0, 1 << 62]);
-            t.int(14, 7)
+            t.int(14, 7);
         }),
         "location 7",
     );
@@ -166,14 +166,14 @@ fn an_attribute_holds_one_value() {
         attribute(&|a| {
             a.int(20, 2);
             a.int(3, 1);
-            a.float(2, 1.0)
+            a.float(2, 1.0);
         }),
         "holds values of types",
     );
     refused(
         attribute(&|a| {
             a.int(3, 1);
-            a.float(2, 1.0)
+            a.float(2, 1.0);
         }),
         "holds values of types",
     );
@@ -192,7 +192,7 @@ fn graphs_that_make_no_sense_are_named() {
                 domain: "evil.ops".into(),
                 version: 1,
                 ..Opset::default()
-            })
+            });
         }),
         "evil.ops",
     );

@@ -5,13 +5,13 @@ use crate::{
     testing::{self, Build},
 };
 
-fn check_same(model: Model, inputs: &[Tensor]) {
+fn check_same(model: &Model, inputs: &[Tensor]) {
     let mut raised = model.clone();
     onnx::normalize(&mut raised).unwrap();
     let upgraded = onnx::upgrade(&mut raised).unwrap();
     onnx::check(&raised, &Limits::default()).unwrap();
     assert_eq!((upgraded.after, raised.opset("")), (17, Some(17)));
-    assert_eq!(testing::run(&raised, inputs), testing::run(&model, inputs));
+    assert_eq!(testing::run(&raised, inputs), testing::run(model, inputs));
 }
 
 fn image() -> (Build, String, Vec<Tensor>) {
@@ -28,7 +28,7 @@ fn image() -> (Build, String, Vec<Tensor>) {
 fn single(op_type: &str, attributes: &[(&str, A)]) {
     let (mut b, x, inputs) = image();
     let y = b.node_with(op_type, &[&x], attributes);
-    check_same(b.finish(&[&y]), &inputs);
+    check_same(&b.finish(&[&y]), &inputs);
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn attributes_become_inputs() {
             .with("split", A::Ints(vec![1, 3])),
     );
     b.push(onnx::Node::new("TopK", &["b"], &["values", "indices"]).with("k", A::Int(2)));
-    check_same(b.finish(&["a", "values", "indices"]), &inputs);
+    check_same(&b.finish(&["a", "values", "indices"]), &inputs);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn upsample_becomes_resize() {
         let (mut b, x, inputs) = image();
         let scales = b.floats(&[4], &[1.0, 1.0, 2.0, 2.0]);
         let y = b.node_with("Upsample", &[&x, &scales], &[("mode", A::String(mode.into()))]);
-        check_same(b.finish(&[&y]), &inputs);
+        check_same(&b.finish(&[&y]), &inputs);
     }
 }
 
@@ -109,7 +109,7 @@ fn a_network_of_the_kind_that_is_shipped_is_raised() {
     let bias = b.weights(&[5]);
     let gemm = b.node("Gemm", &[&flat, &dense, &bias]);
     let y = b.node("Softmax", &[&gemm]);
-    check_same(b.finish(&[&y]), &inputs);
+    check_same(&b.finish(&[&y]), &inputs);
 }
 
 #[test]

@@ -1,0 +1,175 @@
+//! The whole path on the real model: faithful, small, and the same bytes every time.
+
+use super::*;
+use crate::{
+    calibrate::Method,
+    onnx::ElementType,
+    passes::{Activations, Granularity},
+    testing,
+};
+
+/// Features as the model takes them: first and last 1,024 bytes of a text, padded with 256 in between.
+fn features(text: &[u8]) -> Vec<Tensor> {
+    let mut ids = vec![256_i32; 2048];
+    let (head, tail) = (&text[..text.len().min(1024)], &text[text.len().saturating_sub(1024)..]);
+    ids.iter_mut().zip(head).for_each(|(id, &byte)| *id = i32::from(byte));
+    let start = 2048 - tail.len();
+    ids[start..]
+        .iter_mut()
+        .zip(tail)
+        .for_each(|(id, &byte)| *id = i32::from(byte));
+    vec![Tensor::int32s("bytes", &[1, 2048], &ids).unwrap()]
+}
+
+/// Real text of several kinds: this crate's sources, its manifests, and binary data made from them.
+fn samples() -> Vec<Vec<Tensor>> {
+    let mut texts: Vec<Vec<u8>> = Vec::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for folder in ["src", "src/onnx", "src/passes", "src/calibrate", "."] {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(root.join(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "rs" || extension == "toml")
+            })
+            .collect();
+        files.sort();
+        texts.extend(files.iter().map(|file| std::fs::read(file).unwrap()));
+    }
+    let json = texts
+        .iter()
+        .map(|text| format!("{{\"text\": {:?}}}", String::from_utf8_lossy(text)).into_bytes());
+    let all: Vec<Vec<u8>> = texts.iter().cloned().chain(json).collect();
+    all.iter().map(|text| features(text.trim_ascii())).collect()
+}
+
+fn make(settings: Quantize, threads: usize, output: &Path) -> Result<OptimizeReport, Error> {
+    let request = Request {
+        model: &testing::magika(),
+        output,
+        stages: &[Stage::Quantize(settings)],
+        threads,
+        limits: Limits::default(),
+    };
+    let mut batches = samples().into_iter().take(12).map(Ok);
+    optimize(&testing::runtime(), &request, &mut batches, &mut |_| {})
+}
+
+fn top(model: &Path, samples: &[Vec<Tensor>]) -> Vec<usize> {
+    let mut session = testing::runtime().open(model, &Options::default()).unwrap();
+    let mut best = Vec::new();
+    for sample in samples {
+        session
+            .run::<session::Error>(sample, |output| {
+                let scores = output.floats().unwrap();
+                best.push(
+                    (0..scores.len())
+                        .max_by(|&a, &b| scores[a].total_cmp(&scores[b]))
+                        .unwrap(),
+                );
+                Ok(())
+            })
+            .unwrap();
+    }
+    best
+}
+
+#[test]
+fn the_real_model_becomes_a_quarter_and_agrees() {
+    let folder = tempfile::tempdir().unwrap();
+    let held_out: Vec<Vec<Tensor>> = samples().split_off(12);
+    let baseline = top(&testing::magika(), &held_out);
+    for mode in [Mode::Static, Mode::Dynamic] {
+        let output = folder.path().join("candidate.onnx");
+        let report = make(
+            Quantize {
+                mode,
+                ..Quantize::default()
+            },
+            1,
+            &output,
+        )
+        .unwrap();
+        assert_eq!((report.opset_before, report.opset_after), (15, 17));
+        assert!(report.bytes_after * 100 < report.bytes_before * 28, "{report:?}");
+        assert_eq!(report.bytes_after, std::fs::metadata(&output).unwrap().len());
+        assert_eq!(report.passes.last().unwrap().changed, 3, "Conv and two MatMul");
+        assert!(
+            report
+                .passes
+                .iter()
+                .any(|pass| pass.name == "fuse-gelu" && pass.changed == 2)
+        );
+        let agree = top(&output, &held_out)
+            .iter()
+            .zip(&baseline)
+            .filter(|(a, b)| a == b)
+            .count();
+        assert!(agree * 100 >= baseline.len() * 95, "{agree} of {}", baseline.len());
+        let left: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["candidate.onnx"], "nothing else stays behind");
+    }
+}
+
+#[test]
+fn equal_inputs_give_equal_bytes_at_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    for calibration in [Method::MinMax, Method::Entropy, Method::Percentile(99.99)] {
+        let settings = Quantize {
+            calibration,
+            granularity: Granularity::PerTensor,
+            ..Quantize::default()
+        };
+        let files: Vec<Vec<u8>> = [1, 2, 2]
+            .iter()
+            .enumerate()
+            .map(|(index, &threads)| {
+                let output = folder.path().join(format!("{index}.onnx"));
+                make(settings.clone(), threads, &output).unwrap();
+                std::fs::read(output).unwrap()
+            })
+            .collect();
+        assert!(files.windows(2).all(|pair| pair[0] == pair[1]), "{calibration:?}");
+    }
+}
+
+#[test]
+fn settings_that_make_no_sense_and_missing_data_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("candidate.onnx");
+    let refused = |settings: Quantize| make(settings, 1, &output).unwrap_err().to_string();
+    let text = refused(Quantize {
+        calibration: Method::Percentile(120.0),
+        ..Quantize::default()
+    });
+    assert!(text.contains("120"), "{text}");
+    let text = refused(Quantize {
+        mode: Mode::Dynamic,
+        activations: Activations::Int8,
+        ..Quantize::default()
+    });
+    assert!(text.contains("activations Int8"), "{text}");
+
+    let request = Request {
+        model: &testing::magika(),
+        output: &output,
+        stages: &[Stage::Quantize(Quantize::default())],
+        threads: 1,
+        limits: Limits::default(),
+    };
+    let runtime = testing::runtime();
+    let error = optimize(&runtime, &request, &mut std::iter::empty(), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, Error::NoSample), "{error}");
+    let wrong = Tensor::new("bytes", ElementType::Float, &[1, 2], vec![0; 8]).unwrap();
+    let error = optimize(&runtime, &request, &mut [Ok(vec![wrong])].into_iter(), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, Error::Run { which: "baseline", .. }), "{error}");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        0,
+        "a refused request leaves nothing behind"
+    );
+}
