@@ -12,7 +12,7 @@ fn image(seed: u64) -> Vec<Tensor> {
     vec![Tensor::floats("x", &[1, 8, 12, 12], &testing::noise(seed, 8 * 144)).unwrap()]
 }
 
-/// Conv - BatchNormalization - Relu - Conv - GlobalAveragePool - Flatten - Gemm, as image classifiers have.
+/// Conv - `BatchNormalization` - Relu - Conv - `GlobalAveragePool` - Flatten - Gemm, as image classifiers have.
 fn classifier() -> Model {
     let mut b = Build::opset(17);
     let x = b.input("x", &[1, 8, 12, 12]);
@@ -34,7 +34,7 @@ fn classifier() -> Model {
     b.finish(&[&y])
 }
 
-/// MatMul - Add - written-out GELU - MatMul - Add on rows, as encoders have. `erf` chooses the GELU.
+/// `MatMul` - Add - written-out GELU - `MatMul` - Add on rows, as encoders have. `erf` chooses the GELU.
 fn encoder(erf: bool) -> Model {
     let mut b = Build::opset(17);
     let x = b.input("x", &[2, 5, 32]);
@@ -194,8 +194,8 @@ fn static_convolutions_and_products_run_on_integer_kernels() {
             let mut model = classifier();
             fold_batch_norm::apply(&mut model).unwrap();
             let settings = Quantize {
-                granularity,
                 activations,
+                granularity,
                 ..Quantize::default()
             };
             let (candidate, report) = quantized(&model, &settings, &image);

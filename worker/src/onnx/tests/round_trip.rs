@@ -52,10 +52,7 @@ fn the_real_model_comes_back_and_computes_the_same() {
     onnx::check(&model, &Limits::default()).unwrap();
     let again = onnx::to_bytes(&model);
     assert_eq!(read(&again).unwrap(), model);
-    let ids: Vec<i32> = testing::noise(7, 2048)
-        .iter()
-        .map(|v| i32::from((v.abs() * 255.0).round().clamp(0.0, 255.0) as u8))
-        .collect();
+    let ids: Vec<i32> = (0..2048).map(|i| i * 37 % 256).collect();
     let input = [Tensor::int32s("bytes", &[1, 2048], &ids).unwrap()];
     let ours = testing::run(&model, &input);
     let options = crate::session::Options {
