@@ -54,9 +54,15 @@ pub(crate) struct Options {
 /// Shows, asks, approves.
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let client = client(options).await?;
-    let namespace = options.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    let namespace = options
+        .namespace
+        .clone()
+        .unwrap_or_else(|| client.default_namespace().to_owned());
     let api: Api<ModelPromotion> = Api::namespaced(client.clone(), &namespace);
-    let promotion = api.get(&options.name).await.with_context(|| format!("read ModelPromotion {namespace}/{}", options.name))?;
+    let promotion = api
+        .get(&options.name)
+        .await
+        .with_context(|| format!("read ModelPromotion {namespace}/{}", options.name))?;
     let status = promotion.status.clone().unwrap_or_default();
     ensure!(
         status.observed_generation == promotion.metadata.generation,
@@ -66,7 +72,10 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         bail!("{} is {}: there is nothing to approve yet", options.name, status.phase);
     };
     let role = role(options, &request)?;
-    terminal::note(&format!("promotion {namespace}/{}: {} ({})", options.name, promotion.spec.change.reason, promotion.spec.change.ticket));
+    terminal::note(&format!(
+        "promotion {namespace}/{}: {} ({})",
+        options.name, promotion.spec.change.reason, promotion.spec.change.ticket
+    ));
     terminal::note(&show_evidence(&client, &namespace, &request, options).await?);
     let user = who_am_i(&client).await?;
     let name = user.username.clone().unwrap_or_default();
@@ -76,9 +85,15 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     }
     let annotations = annotations(&role, &request.digest, options, &user);
     // With the resource version, so that a change since it was shown is a conflict and not an approval of something unseen.
-    let patch = json!({"metadata": {"resourceVersion": promotion.metadata.resource_version, "annotations": annotations}});
-    let parameters = PatchParams { field_manager: Some("assayer-cli".into()), ..Default::default() };
-    api.patch(&options.name, &parameters, &Patch::Merge(&patch)).await.map_err(refusal)?;
+    let patch =
+        json!({"metadata": {"resourceVersion": promotion.metadata.resource_version, "annotations": annotations}});
+    let parameters = PatchParams {
+        field_manager: Some("assayer-cli".into()),
+        ..Default::default()
+    };
+    api.patch(&options.name, &parameters, &Patch::Merge(&patch))
+        .await
+        .map_err(refusal)?;
     terminal::print(&format!("{verb}d {} as {name} in role {role}", request.digest).replace("rejectd", "rejected"));
     Ok(())
 }
@@ -91,7 +106,10 @@ fn refusal(error: kube::Error) -> anyhow::Error {
 }
 
 async fn client(options: &Options) -> Result<Client> {
-    let wanted = KubeConfigOptions { context: options.context.clone(), ..Default::default() };
+    let wanted = KubeConfigOptions {
+        context: options.context.clone(),
+        ..Default::default()
+    };
     let config = match &options.kubeconfig {
         Some(file) => {
             let kubeconfig = Kubeconfig::read_from(file).with_context(|| format!("read {}", file.display()))?;
@@ -106,21 +124,34 @@ async fn client(options: &Options) -> Result<Client> {
 fn role(options: &Options, request: &RequestStatus) -> Result<String> {
     let needed: Vec<&str> = request.required.iter().map(|required| required.role.as_str()).collect();
     if let Some(role) = &options.role {
-        let base = names::role_of(role).with_context(|| format!("`{role}` is no role: [a-z0-9-]{{1,50}}, and .2 to .99 for a further seat"))?;
-        ensure!(needed.contains(&base), "tier {} needs {}, not {role}", request.tier, needed.join(", "));
+        let base = names::role_of(role)
+            .with_context(|| format!("`{role}` is no role: [a-z0-9-]{{1,50}}, and .2 to .99 for a further seat"))?;
+        ensure!(
+            needed.contains(&base),
+            "tier {} needs {}, not {role}",
+            request.tier,
+            needed.join(", ")
+        );
         return Ok(role.clone());
     }
     match needed.as_slice() {
         [one] => Ok((*one).to_owned()),
         [] => bail!("tier {} needs no approval", request.tier),
-        several => bail!("tier {} needs several roles: say --role {}", request.tier, several.join(" or ")),
+        several => bail!(
+            "tier {} needs several roles: say --role {}",
+            request.tier,
+            several.join(" or ")
+        ),
     }
 }
 
 async fn show_evidence(client: &Client, namespace: &str, request: &RequestStatus, options: &Options) -> Result<String> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let name = &request.evidence.config_map;
-    let map = maps.get(name).await.with_context(|| format!("read the evidence ConfigMap {name}"))?;
+    let map = maps
+        .get(name)
+        .await
+        .with_context(|| format!("read the evidence ConfigMap {name}"))?;
     let envelope = map.data.unwrap_or_default().remove(names::EVIDENCE_KEY);
     let envelope = envelope.with_context(|| format!("ConfigMap {name} has no {}", names::EVIDENCE_KEY))?;
     let verified = match &options.key {
@@ -141,14 +172,24 @@ async fn show_evidence(client: &Client, namespace: &str, request: &RequestStatus
 
 async fn who_am_i(client: &Client) -> Result<UserInfo> {
     let reviews: Api<SelfSubjectReview> = Api::all(client.clone());
-    let answer = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await.context("ask the cluster who I am")?;
-    answer.status.and_then(|status| status.user_info).context("the cluster does not say who I am")
+    let answer = reviews
+        .create(&PostParams::default(), &SelfSubjectReview::default())
+        .await
+        .context("ask the cluster who I am")?;
+    answer
+        .status
+        .and_then(|status| status.user_info)
+        .context("the cluster does not say who I am")
 }
 
 fn annotations(role: &str, digest: &str, options: &Options, user: &UserInfo) -> BTreeMap<String, String> {
     let name = user.username.clone().unwrap_or_default();
     let groups = user.groups.clone().unwrap_or_default().join(",");
-    let (decision, by) = if options.reject { (names::REJECT, names::REJECTED_BY) } else { (names::APPROVE, names::APPROVED_BY) };
+    let (decision, by) = if options.reject {
+        (names::REJECT, names::REJECTED_BY)
+    } else {
+        (names::APPROVE, names::APPROVED_BY)
+    };
     let mut annotations = BTreeMap::from([
         (format!("{decision}{role}"), digest.to_owned()),
         (format!("{by}{role}"), name),

@@ -25,8 +25,12 @@ pub(crate) struct Manifest {
 }
 
 /// Fields of a `ModelOptimization` that name artifacts; the last one is where results go.
-pub(crate) const URIS: [&str; 4] =
-    ["/spec/model/uri", "/spec/data/calibration/uri", "/spec/data/evaluation/uri", "/spec/output/uri"];
+pub(crate) const URIS: [&str; 4] = [
+    "/spec/model/uri",
+    "/spec/data/calibration/uri",
+    "/spec/data/evaluation/uri",
+    "/spec/output/uri",
+];
 
 impl Manifest {
     /// Reads a file, or stdin for `-`.
@@ -34,14 +38,22 @@ impl Manifest {
         let name = path.display().to_string();
         let mut text = String::new();
         let folder = if name == "-" {
-            std::io::stdin().take(MAX_BYTES + 1).read_to_string(&mut text).context("read stdin")?;
+            std::io::stdin()
+                .take(MAX_BYTES + 1)
+                .read_to_string(&mut text)
+                .context("read stdin")?;
             PathBuf::from(".")
         } else {
             let file = fs::File::open(path).with_context(|| format!("open {name}"))?;
-            file.take(MAX_BYTES + 1).read_to_string(&mut text).with_context(|| format!("read {name}"))?;
+            file.take(MAX_BYTES + 1)
+                .read_to_string(&mut text)
+                .with_context(|| format!("read {name}"))?;
             path.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
         };
-        ensure!(text.len() as u64 <= MAX_BYTES, "{name} is larger than {MAX_BYTES} bytes");
+        ensure!(
+            text.len() as u64 <= MAX_BYTES,
+            "{name} is larger than {MAX_BYTES} bytes"
+        );
         Ok(Self { text, folder, name })
     }
 
@@ -56,7 +68,11 @@ impl Manifest {
         let value = self.value()?;
         for (field, expected) in [("apiVersion", "assayer.dev/v1alpha1"), ("kind", "ModelOptimization")] {
             let found = value[field].as_str().unwrap_or("missing");
-            ensure!(found == expected, "{}: {field} is {found}, expected {expected}", self.name);
+            ensure!(
+                found == expected,
+                "{}: {field} is {found}, expected {expected}",
+                self.name
+            );
         }
         Ok(value)
     }
@@ -68,7 +84,9 @@ impl Manifest {
     /// The URIs in it, by field.
     pub(crate) fn uris(&self) -> Result<Vec<(&'static str, String)>> {
         let value = self.value()?;
-        let found = URIS.into_iter().filter_map(|field| Some((field, value.pointer(field)?.as_str()?.to_owned())));
+        let found = URIS
+            .into_iter()
+            .filter_map(|field| Some((field, value.pointer(field)?.as_str()?.to_owned())));
         Ok(found.collect())
     }
 
@@ -93,7 +111,10 @@ impl Manifest {
         }
         let found: Value = serde_saphyr::from_str(&text).context("the pinned manifest is not YAML any more")?;
         if found != expected {
-            bail!("{}: could not replace the URIs in place: write each as `uri: <value>` on one line", self.name);
+            bail!(
+                "{}: could not replace the URIs in place: write each as `uri: <value>` on one line",
+                self.name
+            );
         }
         Ok(text)
     }
@@ -106,7 +127,10 @@ fn replace_scalar(text: &str, from: &str, to: &str) -> String {
     while let Some(at) = rest.find(from) {
         let (before, after) = rest.split_at(at);
         let after = &after[from.len()..];
-        let ends = after.chars().next().is_none_or(|c| c.is_whitespace() || matches!(c, ',' | '}'));
+        let ends = after
+            .chars()
+            .next()
+            .is_none_or(|c| c.is_whitespace() || matches!(c, ',' | '}'));
         out.push_str(before);
         out.push_str(if ends { to } else { from });
         rest = after;
@@ -120,21 +144,35 @@ mod tests {
     use super::*;
 
     fn manifest(text: &str) -> Manifest {
-        Manifest { text: text.to_owned(), folder: "examples".into(), name: "test".into() }
+        Manifest {
+            text: text.to_owned(),
+            folder: "examples".into(),
+            name: "test".into(),
+        }
     }
 
     #[test]
     fn uris_are_replaced_in_place_and_comments_stay() {
-        let text = "spec: # mine\n  model: {name: m, uri: files/m.onnx}\n  data:\n    evaluation: {uri: \"files/m.onnx2\"}\n";
+        let text =
+            "spec: # mine\n  model: {name: m, uri: files/m.onnx}\n  data:\n    evaluation: {uri: \"files/m.onnx2\"}\n";
         let manifest = manifest(text);
         assert_eq!(manifest.uris().unwrap().len(), 2);
-        let pinned = manifest.with_uris(&[("files/m.onnx".into(), "oci://h/m@sha256:0".into())]).unwrap();
-        assert_eq!(pinned, text.replace("uri: files/m.onnx}", "uri: \"oci://h/m@sha256:0\"}"));
+        let pinned = manifest
+            .with_uris(&[("files/m.onnx".into(), "oci://h/m@sha256:0".into())])
+            .unwrap();
+        assert_eq!(
+            pinned,
+            text.replace("uri: files/m.onnx}", "uri: \"oci://h/m@sha256:0\"}")
+        );
     }
 
     #[test]
     fn a_uri_that_is_written_otherwise_is_refused_and_not_lost() {
         let manifest = manifest("spec:\n  model:\n    uri: >-\n      files/m.onnx\n");
-        assert!(manifest.with_uris(&[("files/m.onnx".into(), "oci://h/m@sha256:0".into())]).is_err());
+        assert!(
+            manifest
+                .with_uris(&[("files/m.onnx".into(), "oci://h/m@sha256:0".into())])
+                .is_err()
+        );
     }
 }

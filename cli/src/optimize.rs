@@ -84,11 +84,36 @@ pub(crate) async fn run(options: &Options, verbose: bool) -> Result<ExitCode> {
 
 fn tell(options: &Options, place: &Place, outcome: &Outcome, recorded: &[Recorded]) -> ExitCode {
     if !recorded.is_empty() {
-        let by = if options.key.is_some() { "" } else { " by a key made for this run, which is not kept" };
-        terminal::note(&format!("evidence of {} candidates is signed{by}; public key: {}", recorded.len(), place.public().display()));
+        let by = if options.key.is_some() {
+            ""
+        } else {
+            " by a key made for this run, which is not kept"
+        };
+        terminal::note(&format!(
+            "evidence of {} candidates is signed{by}; public key: {}",
+            recorded.len(),
+            place.public().display()
+        ));
+    }
+    if outcome.baseline.is_empty() && !options.json {
+        // Every candidate and every gate says the same.
+        let why = outcome
+            .candidates
+            .first()
+            .map(|judged| judged.message.as_str())
+            .unwrap_or_default();
+        terminal::error(&format!(
+            "nothing was made, because the baseline could not be measured: {why}"
+        ));
+        return ExitCode::FAILURE;
     }
     for judged in outcome.candidates.iter().filter(|judged| judged.state != State::Passed) {
-        terminal::note(&format!("{} {}: {}", judged.candidate.name, judged.state.as_str(), judged.message));
+        terminal::note(&format!(
+            "{} {}: {}",
+            judged.candidate.name,
+            judged.state.as_str(),
+            judged.message
+        ));
     }
     let selected = match &outcome.selected {
         Some(name) => format!("selected: {name}, in {}", place.of(name).display()),

@@ -59,21 +59,32 @@ async fn push_file(options: &Options, manifest: &Manifest, field: &str, uri: &st
     let path = manifest.local(uri);
     let target = repository(options, &stem(&path), field, uri)?;
     let location = Location::parse(&target)?;
-    let pushed = push::artifact(&path, &location, access).await.with_context(|| named(field, uri))?;
+    let pushed = push::artifact(&path, &location, access)
+        .await
+        .with_context(|| named(field, uri))?;
     Ok(pushed.uri)
 }
 
 fn repository(options: &Options, name: &str, field: &str, uri: &str) -> Result<String> {
     match &options.push {
         Some(prefix) => Ok(format!("{}/{name}", prefix.trim_end_matches('/'))),
-        None => bail!("{}: a cluster can't read local files: name a repository with --push oci://registry/prefix", named(field, uri)),
+        None => bail!(
+            "{}: a cluster can't read local files: name a repository with --push oci://registry/prefix",
+            named(field, uri)
+        ),
     }
 }
 
 /// A repository's name from a file's: lower case, without the extension.
 fn stem(path: &Path) -> String {
-    let stem = path.file_stem().map(|stem| stem.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let clean: String = stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let stem = path
+        .file_stem()
+        .map(|stem| stem.to_string_lossy().to_lowercase())
+        .unwrap_or_default();
+    let clean: String = stem
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .collect();
     let clean = clean.trim_matches('-').to_owned();
     if clean.is_empty() { "artifact".to_owned() } else { clean }
 }

@@ -33,11 +33,14 @@ impl Progress {
         let live = std::io::stderr().is_terminal().then(|| {
             let bars = MultiProgress::new();
             let all = bars.add(ProgressBar::new(steps as u64));
-            styled(&all, "{wide_bar} {pos}/{len} {elapsed}");
+            styled(&all, "{bar:30} {pos}/{len} {elapsed}");
             all.enable_steady_tick(Duration::from_millis(500));
             Live { bars, all }
         });
-        Self { started: Instant::now(), live }
+        Self {
+            started: Instant::now(),
+            live,
+        }
     }
 
     /// Opens a step.
@@ -50,7 +53,12 @@ impl Progress {
             spinner.enable_steady_tick(Duration::from_millis(120));
             spinner
         });
-        Step { progress: self, name, began: Instant::now(), spinner }
+        Step {
+            progress: self,
+            name,
+            began: Instant::now(),
+            spinner,
+        }
     }
 
     /// Ends the bars; lines stay.
@@ -89,7 +97,8 @@ impl Step<'_> {
     fn end(mut self, good: bool, text: &str) {
         self.clear();
         let took = self.began.elapsed().as_secs_f64();
-        self.progress.line(good, &format!("{}: {text} ({took:.1} s)", self.name));
+        self.progress
+            .line(good, &format!("{}: {text} ({took:.1} s)", self.name));
         if let Some(live) = &self.progress.live {
             live.all.inc(1);
         }

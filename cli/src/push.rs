@@ -37,7 +37,10 @@ impl AccessOptions {
             Some(file) => parse(&file, &read(&file)?)?,
             None => Credentials::default(),
         };
-        Ok(Access { plain_http: self.plain_http.clone(), credentials })
+        Ok(Access {
+            plain_http: self.plain_http.clone(),
+            credentials,
+        })
     }
 
     /// The text of the credentials file, checked; for processes of their own.
@@ -76,6 +79,9 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
 /// Packs and pushes `path`, under the location's tag or one made from its digest.
 pub(crate) async fn artifact(path: &Path, location: &Location, access: &Access) -> Result<Pushed> {
     let packed = pack(path)?;
-    let tag = location.tag.clone().unwrap_or_else(|| format!("assayer-{}", packed.model_digest.short(12)));
+    let tag = location
+        .tag
+        .clone()
+        .unwrap_or_else(|| format!("assayer-{}", packed.model_digest.short(12)));
     Ok(push(&packed, location, &tag, access).await?)
 }

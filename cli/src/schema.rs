@@ -16,8 +16,14 @@ const MOST: usize = 20;
 /// Refuses a `ModelOptimization` that the API server would refuse, with every reason.
 pub(crate) fn check(object: &Value) -> Result<()> {
     let definition = ModelOptimization::crd();
-    let schema = definition.spec.versions.first().and_then(|version| version.schema.as_ref());
-    let schema = schema.and_then(|schema| schema.open_api_v3_schema.as_ref()).context("the kind has no schema")?;
+    let schema = definition
+        .spec
+        .versions
+        .first()
+        .and_then(|version| version.schema.as_ref());
+    let schema = schema
+        .and_then(|schema| schema.open_api_v3_schema.as_ref())
+        .context("the kind has no schema")?;
     let schema = serde_json::to_value(schema)?;
     let mut problems = Vec::new();
     walk(&schema, object, "", &mut problems)?;
@@ -47,22 +53,34 @@ fn walk(schema: &Value, value: &Value, path: &str, problems: &mut Vec<String>) -
         _ => true,
     };
     if !fits {
-        let quoted = if value.is_object() || value.is_array() { String::new() } else { format!(" {value}") };
+        let quoted = if value.is_object() || value.is_array() {
+            String::new()
+        } else {
+            format!(" {value}")
+        };
         say(format!("must be of type {kind}, not{quoted} {}", kind_of(value)));
         return Ok(());
     }
     if let Some(allowed) = schema["enum"].as_array()
         && !allowed.contains(value)
     {
-        let words: Vec<String> = allowed.iter().map(|word| word.as_str().map_or_else(|| word.to_string(), str::to_owned)).collect();
+        let words: Vec<String> = allowed
+            .iter()
+            .map(|word| word.as_str().map_or_else(|| word.to_string(), str::to_owned))
+            .collect();
         say(format!("{value} is not one of {}", words.join(", ")));
     }
     match value {
         Value::String(text) => string(schema, text, say)?,
         Value::Number(number) => {
             let number = number.as_f64().unwrap_or_default();
-            if schema["minimum"].as_f64().is_some_and(|least| number < least) || schema["maximum"].as_f64().is_some_and(|most| number > most) {
-                say(format!("{number} must be from {} to {}", schema["minimum"], schema["maximum"]));
+            if schema["minimum"].as_f64().is_some_and(|least| number < least)
+                || schema["maximum"].as_f64().is_some_and(|most| number > most)
+            {
+                say(format!(
+                    "{number} must be from {} to {}",
+                    schema["minimum"], schema["maximum"]
+                ));
             }
         }
         Value::Array(items) => array(schema, items, path, problems)?,
@@ -86,9 +104,14 @@ fn kind_of(value: &Value) -> &'static str {
 fn string(schema: &Value, text: &str, mut say: impl FnMut(String)) -> Result<()> {
     let shown: String = text.chars().take(80).collect();
     let length = text.chars().count() as u64;
-    if schema["minLength"].as_u64().is_some_and(|least| length < least) || schema["maxLength"].as_u64().is_some_and(|most| length > most) {
+    if schema["minLength"].as_u64().is_some_and(|least| length < least)
+        || schema["maxLength"].as_u64().is_some_and(|most| length > most)
+    {
         let least = schema["minLength"].as_u64().unwrap_or(0);
-        say(format!("`{shown}` has {length} characters, must have from {least} to {}", schema["maxLength"]));
+        say(format!(
+            "`{shown}` has {length} characters, must have from {least} to {}",
+            schema["maxLength"]
+        ));
     }
     if let Some(pattern) = schema["pattern"].as_str()
         && !Regex::new(pattern).context("a pattern of the schema")?.is_match(text)
@@ -100,15 +123,29 @@ fn string(schema: &Value, text: &str, mut say: impl FnMut(String)) -> Result<()>
 
 fn array(schema: &Value, items: &[Value], path: &str, problems: &mut Vec<String>) -> Result<()> {
     let count = items.len() as u64;
-    if schema["minItems"].as_u64().is_some_and(|least| count < least) || schema["maxItems"].as_u64().is_some_and(|most| count > most) {
+    if schema["minItems"].as_u64().is_some_and(|least| count < least)
+        || schema["maxItems"].as_u64().is_some_and(|most| count > most)
+    {
         let least = schema["minItems"].as_u64().unwrap_or(0);
-        problems.push(format!("{path}: has {count} items, must have from {least} to {}", schema["maxItems"]));
+        problems.push(format!(
+            "{path}: has {count} items, must have from {least} to {}",
+            schema["maxItems"]
+        ));
     }
-    let keys: Vec<&str> = schema["x-kubernetes-list-map-keys"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let keys: Vec<&str> = schema["x-kubernetes-list-map-keys"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let unique = !keys.is_empty() || schema["x-kubernetes-list-type"] == "set";
     let mut seen = BTreeSet::new();
     for (index, item) in items.iter().enumerate() {
-        let key = if keys.is_empty() { item.to_string() } else { keys.iter().map(|key| item[key].to_string()).collect() };
+        let key = if keys.is_empty() {
+            item.to_string()
+        } else {
+            keys.iter().map(|key| item[key].to_string()).collect()
+        };
         if unique && !seen.insert(key.clone()) {
             problems.push(format!("{path}[{index}]: {key} is there twice"));
         }
@@ -117,15 +154,28 @@ fn array(schema: &Value, items: &[Value], path: &str, problems: &mut Vec<String>
     Ok(())
 }
 
-fn object(schema: &Value, fields: &serde_json::Map<String, Value>, path: &str, problems: &mut Vec<String>) -> Result<()> {
-    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+fn object(
+    schema: &Value,
+    fields: &serde_json::Map<String, Value>,
+    path: &str,
+    problems: &mut Vec<String>,
+) -> Result<()> {
+    for name in schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+    {
         if !fields.contains_key(name) {
             problems.push(format!("{path}.{name}: is required"));
         }
     }
     let count = fields.len() as u64;
     if schema["maxProperties"].as_u64().is_some_and(|most| count > most) {
-        problems.push(format!("{path}: has {count} entries, at most {}", schema["maxProperties"]));
+        problems.push(format!(
+            "{path}: has {count} entries, at most {}",
+            schema["maxProperties"]
+        ));
     }
     let known = schema["properties"].as_object();
     for (name, value) in fields {
@@ -180,7 +230,11 @@ mod tests {
         for (pointer, value, words) in [
             ("/spec/searched", json!({}), ".spec.searched: unknown field"),
             ("/spec/owner/group", json!(""), ".spec.owner.group: `` has 0 characters"),
-            ("/spec/owner/group", json!(7), ".spec.owner.group: must be of type string"),
+            (
+                "/spec/owner/group",
+                json!(7),
+                ".spec.owner.group: must be of type string",
+            ),
             ("/spec/task/kind", json!("Regression"), "is not one of Classification"),
             ("/spec/candidates", json!([]), ".spec.candidates: has 0 items"),
             ("/spec/candidates/-", first, "is there twice"),
@@ -198,6 +252,11 @@ mod tests {
     fn a_missing_field_is_named() {
         let mut object = good();
         object["spec"].as_object_mut().unwrap().remove("owner");
-        assert!(check(&object).unwrap_err().to_string().contains(".spec.owner: is required"));
+        assert!(
+            check(&object)
+                .unwrap_err()
+                .to_string()
+                .contains(".spec.owner: is required")
+        );
     }
 }

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use assayer_crds::digest::{Digest, model_digest};
 use assayer_crds::evidence::Statement;
+use assayer_crds::names;
 use assayer_operator::evidence::dsse::{self, Verified};
 use assayer_operator::evidence::keys::PublicKey;
 use assayer_worker::storage;
@@ -34,7 +36,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let key = PublicKey::from_pem(&read(&options.key)?)?;
     let verified = dsse::verify(&read(&options.evidence)?, &key)?;
     if let Some(expected) = &options.digest {
-        ensure!(verified.digest.as_str() == expected, "the evidence has digest {}, expected {expected}", verified.digest);
+        ensure!(
+            verified.digest.as_str() == expected,
+            "the evidence has digest {}, expected {expected}",
+            verified.digest
+        );
     }
     if let Some(path) = &options.model {
         check_model(&verified.statement, path)?;
@@ -44,17 +50,37 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn check_model(statement: &Statement, path: &Path) -> Result<()> {
-    let found = storage::pack(path)?.model_digest;
+    let found = if path.is_dir() {
+        folder_digest(path)?
+    } else {
+        storage::pack(path)?.model_digest
+    };
     let expected = &statement.predicate.made.model_digest;
-    ensure!(&found == expected, "{} has model digest {found}, the evidence speaks of {expected}", path.display());
+    ensure!(
+        &found == expected,
+        "{} has model digest {found}, the evidence speaks of {expected}",
+        path.display()
+    );
     Ok(())
+}
+
+/// Digest of a folder's model; `optimize` puts the evidence beside it, which is no part of it.
+fn folder_digest(path: &Path) -> Result<Digest> {
+    let mut files = storage::list(path, storage::Limits::default())?;
+    files.retain(|file| file.path != names::EVIDENCE_KEY);
+    Ok(model_digest(&files))
 }
 
 /// The evidence for people: what, how, every gate, who ran it.
 pub(crate) fn summary(verified: &Verified) -> String {
     let evidence = &verified.statement.predicate;
     let rows = evidence.verdicts.iter().map(|verdict| {
-        vec![verdict.verdict.clone(), verdict.gate.clone(), verdict.severity.clone(), verdict.message.clone()]
+        vec![
+            verdict.verdict.clone(),
+            verdict.gate.clone(),
+            verdict.severity.clone(),
+            verdict.message.clone(),
+        ]
     });
     format!(
         "evidence  {}\nmodel     {} {} ({}, owner {})\ncandidate {} ({})\nartifact  {}\nrecorded  {} by {}\n{}",

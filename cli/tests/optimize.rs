@@ -45,7 +45,10 @@ impl Scene {
         spec["data"]["calibration"]["uri"] = json!(data().calibration);
         spec["data"]["evaluation"]["uri"] = json!(data().evaluation);
         spec["output"]["uri"] = json!("out");
-        spec["candidates"].as_array_mut().unwrap().retain(|candidate| candidate["name"] == "static-int8");
+        spec["candidates"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|candidate| candidate["name"] == "static-int8");
         spec["gates"] = json!([
             {"name": "accuracy", "metric": "accuracy", "maxDrop": "0.1"},
             {"name": "size", "metric": "artifactSize", "maxRatio": "0.35"},
@@ -63,13 +66,19 @@ impl Scene {
 
     fn assayer(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_assayer"));
-        command.args(arguments).env("TMPDIR", self.path("tmp")).env("ORT_DYLIB_PATH", library()).env("HOME", self.path("tmp"));
+        command
+            .args(arguments)
+            .env("TMPDIR", self.path("tmp"))
+            .env("ORT_DYLIB_PATH", library())
+            .env("HOME", self.path("tmp"));
         command.stdin(Stdio::null());
         command
     }
 
     fn optimize(&self) -> Output {
-        self.assayer(&["optimize", "-f", self.path("mopt.yaml").to_str().unwrap()]).output().unwrap()
+        self.assayer(&["optimize", "-f", self.path("mopt.yaml").to_str().unwrap()])
+            .output()
+            .unwrap()
     }
 
     fn left_over(&self) -> usize {
@@ -79,12 +88,18 @@ impl Scene {
     fn verify(&self, evidence: &Path, model: &Path) -> Output {
         let key = self.path("out/signing.pub");
         let [evidence, key, model] = [evidence, &key, model].map(|path| path.to_str().unwrap());
-        self.assayer(&["verify", evidence, "--key", key, "--model", model]).output().unwrap()
+        self.assayer(&["verify", evidence, "--key", key, "--model", model])
+            .output()
+            .unwrap()
     }
 }
 
 fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 fn refused(change: impl FnOnce(&mut Value), words: &[&str]) {
@@ -95,7 +110,10 @@ fn refused(change: impl FnOnce(&mut Value), words: &[&str]) {
     for word in words {
         assert!(said.contains(word), "expected `{word}` in: {said}");
     }
-    assert!(!scene.path("out").join("static-int8").exists(), "nothing may be published");
+    assert!(
+        !scene.path("out").join("static-int8").exists(),
+        "nothing may be published"
+    );
     assert_eq!(scene.left_over(), 0, "work folders are removed");
 }
 
@@ -106,17 +124,28 @@ fn a_selected_candidate_has_evidence_that_holds_for_it_and_for_nothing_else() {
         let output = scene.optimize();
         let said = said(&output);
         assert_eq!(output.status.code(), Some(0), "{round}: {said}");
-        assert!(said.contains("selected: static-int8") && said.contains("Passed"), "{said}");
+        assert!(
+            said.contains("selected: static-int8") && said.contains("Passed"),
+            "{said}"
+        );
         assert!(!said.contains('\u{1b}'), "colours are for terminals: {said:?}");
     }
     assert_eq!(scene.left_over(), 0);
-    let names: Vec<_> = fs::read_dir(scene.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> = fs::read_dir(scene.folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(names.len(), 3, "manifest, tmp and out: {names:?}");
 
-    let (evidence, model) = (scene.path("out/static-int8/evidence.dsse.json"), scene.path("out/static-int8/magika.onnx"));
-    let verified = scene.verify(&evidence, &model);
-    assert!(verified.status.success(), "{}", said(&verified));
-    assert!(said(&verified).contains("by local"));
+    let (evidence, model) = (
+        scene.path("out/static-int8/evidence.dsse.json"),
+        scene.path("out/static-int8/magika.onnx"),
+    );
+    for model in [&model, &scene.path("out/static-int8")] {
+        let verified = scene.verify(&evidence, model);
+        assert!(verified.status.success(), "{}", said(&verified));
+        assert!(said(&verified).contains("by local"));
+    }
 
     let other = scene.verify(&evidence, &data().model);
     assert_eq!(other.status.code(), Some(1));
@@ -146,24 +175,52 @@ fn a_missed_gate_rejects_with_number_and_limit_and_evidence_is_kept() {
         manifest["spec"]["candidates"][0]["stages"][0]["quantize"] = json!({"mode": "Dynamic"});
     });
     let file = scene.path("mopt.yaml");
-    let output = scene.assayer(&["optimize", "--json", "-f", file.to_str().unwrap()]).output().unwrap();
+    let output = scene
+        .assayer(&["optimize", "--json", "-f", file.to_str().unwrap()])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&result["selected"], &result["candidates"][0]["state"]), (&Value::Null, &json!("Rejected")));
+    assert_eq!(
+        (&result["selected"], &result["candidates"][0]["state"]),
+        (&Value::Null, &json!("Rejected"))
+    );
     let verdict = &result["candidates"][0]["verdicts"][0];
     assert_eq!(verdict["verdict"], "Failed");
-    assert!(verdict["limit"].as_str().unwrap().contains("1000 B") || verdict["message"].as_str().unwrap().contains("at most"), "{verdict}");
+    assert!(
+        verdict["limit"].as_str().unwrap().contains("1000 B")
+            || verdict["message"].as_str().unwrap().contains("at most"),
+        "{verdict}"
+    );
     assert!(scene.path("out/static-int8/evidence.dsse.json").is_file());
 }
 
 #[test]
 fn bad_manifests_are_refused_with_field_and_way_out() {
-    refused(|manifest| manifest["spec"]["serch"] = json!({}), &[".spec.serch: unknown field"]);
-    refused(|manifest| manifest["spec"]["gates"][0]["maxRatio"] = json!("1"), &["exactly one bound"]);
-    refused(|manifest| manifest["spec"]["candidates"][0]["name"] = json!("../out"), &["candidates[0].name", "does not match"]);
-    refused(|manifest| manifest["spec"]["model"]["uri"] = json!("no.onnx"), &["spec.model.uri", "no.onnx does not exist"]);
-    refused(|manifest| manifest["spec"]["model"]["uri"] = json!("oci://127.0.0.1:1/m:latest"), &["assayer pin"]);
-    refused(|manifest| manifest["kind"] = json!("Deployment"), &["kind is Deployment"]);
+    refused(
+        |manifest| manifest["spec"]["serch"] = json!({}),
+        &[".spec.serch: unknown field"],
+    );
+    refused(
+        |manifest| manifest["spec"]["gates"][0]["maxRatio"] = json!("1"),
+        &["exactly one bound"],
+    );
+    refused(
+        |manifest| manifest["spec"]["candidates"][0]["name"] = json!("../out"),
+        &["candidates[0].name", "does not match"],
+    );
+    refused(
+        |manifest| manifest["spec"]["model"]["uri"] = json!("no.onnx"),
+        &["spec.model.uri", "no.onnx does not exist"],
+    );
+    refused(
+        |manifest| manifest["spec"]["model"]["uri"] = json!("oci://127.0.0.1:1/m:latest"),
+        &["assayer pin"],
+    );
+    refused(
+        |manifest| manifest["kind"] = json!("Deployment"),
+        &["kind is Deployment"],
+    );
 }
 
 #[test]
@@ -180,9 +237,29 @@ fn bad_data_is_refused_with_the_workers_words() {
 
 #[test]
 fn an_accelerator_that_is_not_there_is_an_error_and_never_a_fallback() {
-    refused(
-        |manifest| manifest["spec"]["environments"][0]["executionProvider"] = json!("CUDA"),
-        &["ProviderUnavailable", "Error", "CUDA"],
+    let scene = Scene::new(|manifest| {
+        let mut gpu = manifest["spec"]["environments"][0].clone();
+        gpu["name"] = json!("gpu");
+        gpu["executionProvider"] = json!("CUDA");
+        manifest["spec"]["environments"].as_array_mut().unwrap().push(gpu);
+    });
+    let file = scene.path("mopt.yaml");
+    let output = scene
+        .assayer(&["optimize", "--json", "-f", file.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let candidate = &result["candidates"][0];
+    assert_eq!(
+        (&result["selected"], &candidate["state"]),
+        (&Value::Null, &json!("Failed"))
+    );
+    assert_eq!(candidate["verdicts"][0]["verdict"], "Error");
+    let message = candidate["message"].as_str().unwrap();
+    assert!(
+        message.contains("ProviderUnavailable") && message.contains("ONNX Runtime"),
+        "{message}"
     );
 }
 
@@ -201,7 +278,11 @@ fn foreign_folders_are_not_replaced() {
 fn without_the_library_it_says_how_to_get_it() {
     let scene = Scene::new(|_| {});
     let file = scene.path("mopt.yaml");
-    let output = scene.assayer(&["optimize", "-f", file.to_str().unwrap()]).env_remove("ORT_DYLIB_PATH").output().unwrap();
+    let output = scene
+        .assayer(&["optimize", "-f", file.to_str().unwrap()])
+        .env_remove("ORT_DYLIB_PATH")
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("pip download"), "{}", said(&output));
 }
@@ -213,7 +294,10 @@ fn a_request_to_end_stops_the_workers_and_leaves_nothing() {
     let mut command = scene.assayer(&["optimize", "-f", file.to_str().unwrap()]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for("a work folder", || scene.left_over() > 0);
-    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(scene.left_over(), 0);
@@ -236,5 +320,13 @@ fn completions_and_wrong_use() {
         assert!(output.status.success() && said(&output).contains("optimize"), "{shell}");
     }
     assert_eq!(scene.assayer(&["optimize"]).output().unwrap().status.code(), Some(2));
-    assert_eq!(scene.assayer(&["optimize", "-f", "x", "--threads", "0"]).output().unwrap().status.code(), Some(2));
+    assert_eq!(
+        scene
+            .assayer(&["optimize", "-f", "x", "--threads", "0"])
+            .output()
+            .unwrap()
+            .status
+            .code(),
+        Some(2)
+    );
 }

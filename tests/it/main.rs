@@ -1,4 +1,4 @@
-//! What can only be seen on a real API server: the chart, its policies, the published schemas. One binary, so that it links once.
+//! What can only be seen on a real API server or a whole node, and what holds for the tree itself. One binary, so that it links once.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,10 @@ mod chart;
 mod crds;
 mod installed;
 mod inventory;
+mod journey;
 mod leader;
 mod monitoring;
+mod optimization;
 mod promotion;
 mod rights;
+mod tidy;

@@ -156,10 +156,12 @@ fn granted(objects: &[Value], kind: &str) -> Result<Rights> {
         .with_context(|| format!("no {kind} assayer-operator"))?;
     let mut rights = Rights::new();
     for rule in role["rules"].as_array().into_iter().flatten() {
-        let suffix = words(rule, "resourceNames")
-            .iter()
-            .map(|name| format!(":{name}"))
-            .collect::<String>();
+        let named = words(rule, "resourceNames");
+        let suffix = named.first().map(|name| format!(":{name}")).unwrap_or_default();
+        ensure!(
+            named.len() < 2,
+            "{rule} names several objects: give each a rule of its own"
+        );
         for group in words(rule, "apiGroups") {
             for resource in words(rule, "resources") {
                 for verb in words(rule, "verbs") {

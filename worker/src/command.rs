@@ -77,7 +77,11 @@ pub fn execute(command: &Command, prefix: &[&str]) -> ExitCode {
         let usual = PathBuf::from(paths::TERMINATION);
         (!layout.is_local() && usual.exists()).then_some(usual)
     });
-    let arguments = prefix.iter().map(OsString::from).chain([Command::MEASURE_CHILD.into()]).collect();
+    let arguments = prefix
+        .iter()
+        .map(OsString::from)
+        .chain([Command::MEASURE_CHILD.into()])
+        .collect();
     ExitCode::from(work(role, &layout, termination, &Program { arguments }))
 }
 
@@ -116,8 +120,14 @@ fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Failure {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    bug(format!("the worker panicked: {}; please report it", text.unwrap_or("no message")))
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    bug(format!(
+        "the worker panicked: {}; please report it",
+        text.unwrap_or("no message")
+    ))
 }
 
 #[cfg(test)]
@@ -155,11 +165,25 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let termination = folder.path().join("t");
         let program = Program { arguments: Vec::new() };
-        assert_eq!(work(Role::Stage, &Layout::local(folder.path()), Some(termination.clone()), &program), 2);
+        assert_eq!(
+            work(
+                Role::Stage,
+                &Layout::local(folder.path()),
+                Some(termination.clone()),
+                &program
+            ),
+            2
+        );
         assert!(std::fs::metadata(termination).unwrap().len() <= 1_024);
         // The shape that others read.
         let failed = Outcome::Failed(bug("x"));
-        let report = Report { v: 1, nonce: String::new(), plan_sha256: Digest::of(b""), runtime: Runtime::default(), outcome: failed };
+        let report = Report {
+            v: 1,
+            nonce: String::new(),
+            plan_sha256: Digest::of(b""),
+            runtime: Runtime::default(),
+            outcome: failed,
+        };
         assert!(serde_json::to_string(&report).unwrap().contains(reasons::INTERNAL));
     }
 }

@@ -23,7 +23,12 @@ const FILE: &str = "started.json";
 impl Start {
     /// Now.
     pub fn now() -> Self {
-        Self(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+        Self(
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs(),
+        )
     }
 
     /// Leaves the start in a folder that a later container sees.
@@ -34,7 +39,10 @@ impl Start {
     /// The start that an earlier container left, or this one. A start in the future is nobody's.
     pub fn found(folder: &Path) -> Self {
         let now = Self::now();
-        read_note::<Self>(&folder.join(FILE)).ok().filter(|start| start.0 <= now.0).unwrap_or(now)
+        read_note::<Self>(&folder.join(FILE))
+            .ok()
+            .filter(|start| start.0 <= now.0)
+            .unwrap_or(now)
     }
 
     /// What is left of `deadline`; at least a second, so that a clock that jumped gives an error and not a crash.
@@ -45,11 +53,15 @@ impl Start {
 }
 
 /// Ends the process when `left` has passed, with a report that says so.
-#[allow(clippy::exit, reason = "the work may hang in native code: only ending the process stops it")]
+#[allow(
+    clippy::exit,
+    reason = "the work may hang in native code: only ending the process stops it"
+)]
 pub(crate) fn watch(left: Duration, seconds: u64, reporter: Arc<Reporter>) -> std::io::Result<()> {
     std::thread::Builder::new().name("deadline".into()).spawn(move || {
         std::thread::sleep(left);
-        let message = format!("not done within the deadline of {seconds} s: raise run.deadline, or give the pod more CPU");
+        let message =
+            format!("not done within the deadline of {seconds} s: raise run.deadline, or give the pod more CPU");
         let failure = resources(reasons::DEADLINE_EXCEEDED, message);
         let code = reporter.emit(Runtime::default(), Outcome::Failed(failure));
         std::process::exit(i32::from(code));
@@ -68,8 +80,14 @@ mod tests {
         Start(now.0 - 100).leave(folder.path()).unwrap();
         let left = Start::found(folder.path()).left(Duration::from_secs(160));
         assert!((55..=60).contains(&left.as_secs()), "{left:?}");
-        assert_eq!(Start::found(folder.path()).left(Duration::from_secs(50)), Duration::from_secs(1));
+        assert_eq!(
+            Start::found(folder.path()).left(Duration::from_secs(50)),
+            Duration::from_secs(1)
+        );
         Start(now.0 + 1_000).leave(folder.path()).unwrap();
-        assert!(Start::found(folder.path()).0 <= now.0 + 5, "a start in the future is not believed");
+        assert!(
+            Start::found(folder.path()).0 <= now.0 + 5,
+            "a start in the future is not believed"
+        );
     }
 }

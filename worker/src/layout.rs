@@ -195,7 +195,10 @@ mod tests {
             (&GOOD.replace("\"v\":1", "\"v\":2"), "contract version is 2"),
             (&GOOD.replace("00112233", "0011223"), "nonce"),
             (&GOOD.replace(":60", ":0"), "deadlineSeconds"),
-            (&GOOD.replace("\"work\"", "\"hostPath\":\"/\",\"work\""), "unknown field"),
+            (
+                &GOOD.replace("\"work\"", "\"hostPath\":\"/\",\"work\""),
+                "unknown field",
+            ),
             (&" ".repeat(70_000), "more than 65536 bytes"),
         ] {
             let failure = plan_with(text).unwrap_err();

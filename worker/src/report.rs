@@ -29,7 +29,12 @@ pub struct Reporter {
 impl Reporter {
     /// For the plan with this nonce and digest. The termination message goes to `termination`, where there is one.
     pub fn new(nonce: String, plan_sha256: Digest, termination: Option<PathBuf>) -> Self {
-        Self { nonce, plan_sha256, termination, spoken: Mutex::new(false) }
+        Self {
+            nonce,
+            plan_sha256,
+            termination,
+            spoken: Mutex::new(false),
+        }
     }
 
     /// Writes report and termination message; returns the exit code. Only the first call speaks.
@@ -51,7 +56,10 @@ impl Reporter {
             Ok(rendered) => rendered,
             Err(failure) => {
                 code = failure.class.exit_code();
-                let failed = Report { outcome: Outcome::Failed(failure), ..report };
+                let failed = Report {
+                    outcome: Outcome::Failed(failure),
+                    ..report
+                };
                 match render(failed) {
                     Ok(rendered) => rendered,
                     Err(_) => return FailureClass::Bug.exit_code(),
@@ -99,12 +107,21 @@ fn render(mut report: Report) -> Result<(Vec<u8>, Vec<u8>), Failure> {
     while line.len() as u64 > MAX_REPORT_BYTES {
         // Counts stay whole; the longest list of nodes that were left loses its second half.
         let longest = match &mut report.outcome {
-            Outcome::Made(made) => made.passes.iter_mut().map(|pass| &mut pass.left).max_by_key(|left| left.len()),
+            Outcome::Made(made) => made
+                .passes
+                .iter_mut()
+                .map(|pass| &mut pass.left)
+                .max_by_key(|left| left.len()),
             _ => None,
         };
         match longest {
             Some(left) if !left.is_empty() => left.truncate(left.len() / 2),
-            _ => return Err(bug(format!("the report has {} bytes; at most {MAX_REPORT_BYTES} are read", line.len()))),
+            _ => {
+                return Err(bug(format!(
+                    "the report has {} bytes; at most {MAX_REPORT_BYTES} are read",
+                    line.len()
+                )));
+            }
         }
         line = canonical(&report).map_err(not_json)?;
     }
@@ -133,11 +150,20 @@ mod tests {
     use crate::failure::{reasons, refused};
 
     fn report(outcome: Outcome) -> Report {
-        Report { v: 1, nonce: "0".repeat(32), plan_sha256: Digest::of(b"p"), runtime: Runtime::default(), outcome }
+        Report {
+            v: 1,
+            nonce: "0".repeat(32),
+            plan_sha256: Digest::of(b"p"),
+            runtime: Runtime::default(),
+            outcome,
+        }
     }
 
     fn made(left: usize) -> Made {
-        let node = |i: usize| Left { node: format!("{i}").repeat(300), why: "w".repeat(300) };
+        let node = |i: usize| Left {
+            node: format!("{i}").repeat(300),
+            why: "w".repeat(300),
+        };
         Made {
             uri: "u".into(),
             tag: "t".into(),
@@ -147,7 +173,11 @@ mod tests {
             files: Vec::new(),
             bytes: 1,
             opset: [9, 17],
-            passes: vec![PassReport { name: "p".into(), changed: 3, left: (0..left).map(node).collect() }],
+            passes: vec![PassReport {
+                name: "p".into(),
+                changed: 3,
+                left: (0..left).map(node).collect(),
+            }],
             calibration_rows: 1,
             seconds: 1.0,
             peak_memory_bytes: 1,
@@ -158,7 +188,10 @@ mod tests {
     fn the_termination_message_vouches_for_the_line() {
         let (line, termination) = render(report(Outcome::Made(made(2)))).unwrap();
         let said: Termination = serde_json::from_slice(&termination).unwrap();
-        assert_eq!((said.report_sha256, said.report_bytes), (Digest::of(&line), line.len() as u64));
+        assert_eq!(
+            (said.report_sha256, said.report_bytes),
+            (Digest::of(&line), line.len() as u64)
+        );
         assert_eq!(said.model_digest, Some(Digest::of(b"m")));
         assert!(termination.len() <= MAX_TERMINATION_BYTES && !line.contains(&b'\n'));
         let back: Report = serde_json::from_slice(&line).unwrap();
@@ -170,7 +203,9 @@ mod tests {
         let (line, _) = render(report(Outcome::Made(made(5_000)))).unwrap();
         assert!(line.len() as u64 <= MAX_REPORT_BYTES);
         let back: Report = serde_json::from_slice(&line).unwrap();
-        let Outcome::Made(made) = back.outcome else { panic!("made") };
+        let Outcome::Made(made) = back.outcome else {
+            panic!("made")
+        };
         assert!(made.passes[0].changed == 3 && made.passes[0].left.len() > 100);
     }
 
@@ -184,8 +219,15 @@ mod tests {
         let first = std::fs::read(&path).unwrap();
         reporter.emit(Runtime::default(), Outcome::Failed(bug("later")));
         assert_eq!(std::fs::read(&path).unwrap(), first);
-        let nan = Made { seconds: f64::NAN, ..made(0) };
+        let nan = Made {
+            seconds: f64::NAN,
+            ..made(0)
+        };
         let reporter = Reporter::new("0".repeat(32), Digest::of(b"p"), None);
-        assert_eq!(reporter.emit(Runtime::default(), Outcome::Made(nan)), 1, "NaN is no JSON and no success");
+        assert_eq!(
+            reporter.emit(Runtime::default(), Outcome::Made(nan)),
+            1,
+            "NaN is no JSON and no success"
+        );
     }
 }

@@ -122,7 +122,12 @@ fn programs(level: Level) -> Result<[BpfProgram; 2], seccompiler::BackendError> 
     }
     let namespaces = NAMESPACES.iter().map(|&flag| {
         let flag = u64::from(flag.unsigned_abs());
-        SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(flag), flag)?])
+        SeccompRule::new(vec![SeccompCondition::new(
+            0,
+            SeccompCmpArgLen::Qword,
+            SeccompCmpOp::MaskedEq(flag),
+            flag,
+        )?])
     });
     denied.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
     if level == Level::Model {
@@ -136,7 +141,10 @@ fn programs(level: Level) -> Result<[BpfProgram; 2], seccompiler::BackendError> 
     Ok([filter(denied, libc::EPERM)?, filter(clone3, libc::ENOSYS)?])
 }
 
-fn filter(mut denied: BTreeMap<i64, Vec<SeccompRule>>, errno: libc::c_int) -> Result<BpfProgram, seccompiler::BackendError> {
+fn filter(
+    mut denied: BTreeMap<i64, Vec<SeccompRule>>,
+    errno: libc::c_int,
+) -> Result<BpfProgram, seccompiler::BackendError> {
     if cfg!(target_arch = "x86_64") {
         // The same calls by their x32 numbers, which kernels with that interface accept from any program.
         const X32: i64 = 0x4000_0000;
@@ -144,7 +152,13 @@ fn filter(mut denied: BTreeMap<i64, Vec<SeccompRule>>, errno: libc::c_int) -> Re
         denied.extend(twins);
     }
     let arch = std::env::consts::ARCH.try_into()?;
-    SeccompFilter::new(denied, SeccompAction::Allow, SeccompAction::Errno(errno.unsigned_abs()), arch)?.try_into()
+    SeccompFilter::new(
+        denied,
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno.unsigned_abs()),
+        arch,
+    )?
+    .try_into()
 }
 
 #[cfg(test)]
@@ -168,20 +182,35 @@ mod tests {
     #[test]
     fn sockets_are_gone_and_files_and_threads_stay() {
         inside(Level::Parent, || {
-            assert_eq!(TcpListener::bind("127.0.0.1:0").unwrap_err().raw_os_error(), Some(libc::EPERM));
-            assert_eq!(UdpSocket::bind("127.0.0.1:0").unwrap_err().raw_os_error(), Some(libc::EPERM));
-            assert_eq!(std::os::unix::net::UnixStream::pair().unwrap_err().raw_os_error(), Some(libc::EPERM));
+            assert_eq!(
+                TcpListener::bind("127.0.0.1:0").unwrap_err().raw_os_error(),
+                Some(libc::EPERM)
+            );
+            assert_eq!(
+                UdpSocket::bind("127.0.0.1:0").unwrap_err().raw_os_error(),
+                Some(libc::EPERM)
+            );
+            assert_eq!(
+                std::os::unix::net::UnixStream::pair().unwrap_err().raw_os_error(),
+                Some(libc::EPERM)
+            );
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), "x").unwrap();
             assert_eq!(std::thread::spawn(|| 7).join().unwrap(), 7);
-            assert!(Command::new("true").status().unwrap().success(), "the parent starts children");
+            assert!(
+                Command::new("true").status().unwrap().success(),
+                "the parent starts children"
+            );
         });
     }
 
     #[test]
     fn a_process_with_a_model_starts_nothing() {
         inside(Level::Model, || {
-            assert_eq!(Command::new("true").status().unwrap_err().raw_os_error(), Some(libc::EPERM));
+            assert_eq!(
+                Command::new("true").status().unwrap_err().raw_os_error(),
+                Some(libc::EPERM)
+            );
             assert_eq!(std::thread::spawn(|| 7).join().unwrap(), 7);
         });
     }
@@ -190,8 +219,13 @@ mod tests {
     fn children_inherit_it() {
         inside(Level::Parent, || {
             let python = "import socket; socket.socket()";
-            let Ok(output) = Command::new("python3").args(["-c", python]).output() else { return };
-            assert!(String::from_utf8_lossy(&output.stderr).contains("PermissionError"), "{output:?}");
+            let Ok(output) = Command::new("python3").args(["-c", python]).output() else {
+                return;
+            };
+            assert!(
+                String::from_utf8_lossy(&output.stderr).contains("PermissionError"),
+                "{output:?}"
+            );
         });
     }
 }

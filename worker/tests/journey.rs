@@ -18,7 +18,9 @@ use parquet::arrow::ArrowWriter;
 const NONCE: &str = "00112233445566778899aabbccddeeff";
 
 fn required(variable: &str) -> PathBuf {
-    std::env::var_os(variable).map(PathBuf::from).unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"))
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .unwrap_or_else(|| panic!("{variable} is not set: run `cargo xtask test`"))
 }
 
 /// Rows of features and labels.
@@ -47,7 +49,12 @@ fn real_files() -> Rows {
     ];
     let config = required("ASSAYER_MAGIKA").with_file_name("config.min.json");
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
-    let names: Vec<&str> = config["target_labels_space"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    let names: Vec<&str> = config["target_labels_space"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|name| name.as_str().unwrap())
+        .collect();
     let mut rows = BTreeMap::new();
     for (folder, extension, class) in sources {
         let label = names.iter().position(|name| *name == class).unwrap();
@@ -71,7 +78,12 @@ fn collect(folder: &Path, extension: &str, found: &mut Vec<PathBuf>, depth: usiz
     if depth > 5 || found.len() > 400 || folder.ends_with("target") || folder.ends_with(".git") {
         return;
     }
-    let mut entries: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut entries: Vec<PathBuf> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     entries.sort();
     for path in entries {
         if path.is_dir() && !path.is_symlink() {
@@ -83,9 +95,15 @@ fn collect(folder: &Path, extension: &str, found: &mut Vec<PathBuf>, depth: usiz
 }
 
 fn write_parquet(path: &Path, rows: &[(Vec<i32>, i64)]) {
-    let features = ListArray::from_iter_primitive::<Int32Type, _, _>(rows.iter().map(|(row, _)| Some(row.iter().map(|v| Some(*v)))));
+    let features = ListArray::from_iter_primitive::<Int32Type, _, _>(
+        rows.iter().map(|(row, _)| Some(row.iter().map(|v| Some(*v)))),
+    );
     let labels = Int64Array::from_iter_values(rows.iter().map(|(_, label)| *label));
-    let batch = RecordBatch::try_from_iter([("features", Arc::new(features) as ArrayRef), ("file_type", Arc::new(labels))]).unwrap();
+    let batch = RecordBatch::try_from_iter([
+        ("features", Arc::new(features) as ArrayRef),
+        ("file_type", Arc::new(labels)),
+    ])
+    .unwrap();
     let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), None).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
@@ -101,10 +119,17 @@ impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let rows = real_files();
-        assert!(rows.len() >= 120, "only {} files were found on this machine", rows.len());
+        assert!(
+            rows.len() >= 120,
+            "only {} files were found on this machine",
+            rows.len()
+        );
         write_parquet(&folder.path().join("calibration.parquet"), &rows[..64]);
         write_parquet(&folder.path().join("evaluation.parquet"), &rows[64..]);
-        Self { folder, rows: rows.len() - 64 }
+        Self {
+            folder,
+            rows: rows.len() - 64,
+        }
     }
 
     fn path(&self, name: &str) -> String {
@@ -113,11 +138,20 @@ impl Bench {
 
     fn measure(&self, candidate: Option<&Made>) -> MeasurePlan {
         MeasurePlan {
-            baseline: ModelSource { uri: required("ASSAYER_MAGIKA").to_str().unwrap().into(), model_digest: None },
-            candidate: candidate.map(|made| ModelSource { uri: made.uri.clone(), model_digest: Some(made.model_digest.clone()) }),
+            baseline: ModelSource {
+                uri: required("ASSAYER_MAGIKA").to_str().unwrap().into(),
+                model_digest: None,
+            },
+            candidate: candidate.map(|made| ModelSource {
+                uri: made.uri.clone(),
+                model_digest: Some(made.model_digest.clone()),
+            }),
             evaluation: self.path("evaluation.parquet"),
             disjoint_from: Some(self.path("calibration.parquet")),
-            inputs: vec![InputBinding { name: "bytes".into(), column: "features".into() }],
+            inputs: vec![InputBinding {
+                name: "bytes".into(),
+                column: "features".into(),
+            }],
             label: "file_type".into(),
             output: "target_label".into(),
             environment: "here".into(),
@@ -134,11 +168,20 @@ impl Bench {
             calibration: None,
         };
         MakePlan {
-            baseline: ModelSource { uri: required("ASSAYER_MAGIKA").to_str().unwrap().into(), model_digest: None },
+            baseline: ModelSource {
+                uri: required("ASSAYER_MAGIKA").to_str().unwrap().into(),
+                model_digest: None,
+            },
             candidate: "int8".into(),
             stages: vec![Stage { quantize: Some(stage) }],
-            calibration: Some(CalibrationSource { uri: self.path("calibration.parquet"), samples: 64 }),
-            inputs: vec![InputBinding { name: "bytes".into(), column: "features".into() }],
+            calibration: Some(CalibrationSource {
+                uri: self.path("calibration.parquet"),
+                samples: 64,
+            }),
+            inputs: vec![InputBinding {
+                name: "bytes".into(),
+                column: "features".into(),
+            }],
             output: self.path("published"),
         }
     }
@@ -152,10 +195,20 @@ impl Bench {
         let root = self.folder.path().join(name);
         std::fs::create_dir_all(root.join("plan")).unwrap();
         let sequence = Role::sequence(&work);
-        let plan = WorkerPlan { v: CONTRACT_VERSION, nonce: NONCE.into(), deadline_seconds, plain_http: Vec::new(), work };
+        let plan = WorkerPlan {
+            v: CONTRACT_VERSION,
+            nonce: NONCE.into(),
+            deadline_seconds,
+            plain_http: Vec::new(),
+            work,
+        };
         let plan = serde_json::to_vec(&plan).unwrap();
         std::fs::write(root.join(paths::PLAN), &plan).unwrap();
-        let mut job = Job { root, plan: Digest::of(&plan), outputs: Vec::new() };
+        let mut job = Job {
+            root,
+            plan: Digest::of(&plan),
+            outputs: Vec::new(),
+        };
         for role in sequence {
             let output = job.container(role);
             let ended = !output.status.success();
@@ -191,15 +244,22 @@ impl Job {
     /// The report, believed only as the operator believes it.
     fn report(&self) -> (i32, Report) {
         let (last, before) = self.outputs.split_last().unwrap();
-        assert!(before.iter().all(|output| output.stdout.is_empty()), "only the last container speaks");
+        assert!(
+            before.iter().all(|output| output.stdout.is_empty()),
+            "only the last container speaks"
+        );
         let line = String::from_utf8(last.stdout.clone()).unwrap();
         let logs = String::from_utf8_lossy(&last.stderr);
-        let termination = std::fs::read(self.root.join("termination")).unwrap_or_else(|_| panic!("no termination message: {logs}"));
+        let termination =
+            std::fs::read(self.root.join("termination")).unwrap_or_else(|_| panic!("no termination message: {logs}"));
         assert!(termination.len() <= MAX_TERMINATION_BYTES);
         let termination: Termination = serde_json::from_slice(&termination).unwrap();
         let line = line.strip_suffix('\n').unwrap();
         assert_eq!(termination.report_sha256, Digest::of(line.as_bytes()));
-        assert_eq!((termination.report_bytes, termination.nonce.as_str()), (line.len() as u64, NONCE));
+        assert_eq!(
+            (termination.report_bytes, termination.nonce.as_str()),
+            (line.len() as u64, NONCE)
+        );
         let report: Report = serde_json::from_str(line).unwrap();
         assert_eq!((&report.plan_sha256, report.nonce.as_str()), (&self.plan, NONCE));
         (last.status.code().unwrap(), report)
@@ -207,21 +267,39 @@ impl Job {
 
     fn made(&self) -> Made {
         match self.report() {
-            (0, Report { outcome: Outcome::Made(made), .. }) => made,
+            (
+                0,
+                Report {
+                    outcome: Outcome::Made(made),
+                    ..
+                },
+            ) => made,
             other => panic!("{other:#?}"),
         }
     }
 
     fn measured(&self) -> Measured {
         match self.report() {
-            (0, Report { outcome: Outcome::Measured(measured), .. }) => measured,
+            (
+                0,
+                Report {
+                    outcome: Outcome::Measured(measured),
+                    ..
+                },
+            ) => measured,
             other => panic!("{other:#?}"),
         }
     }
 
     fn failed(&self) -> (i32, Failure) {
         match self.report() {
-            (code, Report { outcome: Outcome::Failed(failure), .. }) => (code, failure),
+            (
+                code,
+                Report {
+                    outcome: Outcome::Failed(failure),
+                    ..
+                },
+            ) => (code, failure),
             other => panic!("{other:#?}"),
         }
     }
@@ -232,21 +310,38 @@ fn a_model_is_made_and_measured() {
     let bench = Bench::new();
     let baseline = bench.job("baseline", Work::Measure(bench.measure(None))).measured();
     assert_eq!(baseline.rows, bench.rows as u64);
-    assert!(baseline.baseline[metrics::ACCURACY].value > 0.8, "{:?}", baseline.baseline);
+    assert!(
+        baseline.baseline[metrics::ACCURACY].value > 0.8,
+        "{:?}",
+        baseline.baseline
+    );
     assert!(baseline.candidate.is_none());
 
     let make = bench.job("make", Work::Make(bench.make(QuantizeMode::Static)));
     let made = make.made();
     assert_eq!(made.tag, format!("assayer-int8-{}", made.model_digest.short(12)));
     assert_eq!(made.calibration_rows, 64);
-    assert!(made.passes.iter().any(|pass| pass.name.contains("quantize") && pass.changed > 0), "{:?}", made.passes);
+    assert!(
+        made.passes
+            .iter()
+            .any(|pass| pass.name.contains("quantize") && pass.changed > 0),
+        "{:?}",
+        made.passes
+    );
     let again = bench.job("again", Work::Make(bench.make(QuantizeMode::Static))).made();
-    assert_eq!(again.artifact_digest, made.artifact_digest, "equal inputs give equal bytes");
+    assert_eq!(
+        again.artifact_digest, made.artifact_digest,
+        "equal inputs give equal bytes"
+    );
 
     let job = bench.job("measure", Work::Measure(bench.measure(Some(&made))));
     let measured = job.measured();
     let candidate = measured.candidate.clone().unwrap();
-    println!("made in {:.3} s with {} MiB", made.seconds, made.peak_memory_bytes >> 20);
+    println!(
+        "made in {:.3} s with {} MiB",
+        made.seconds,
+        made.peak_memory_bytes >> 20
+    );
     println!("baseline {:#?}\ncandidate {candidate:#?}", measured.baseline);
     assert_eq!(measured.candidate_digest, Some(made.model_digest.clone()));
     assert!(candidate[metrics::ACCURACY].value > measured.baseline[metrics::ACCURACY].value - 0.02);
@@ -256,7 +351,10 @@ fn a_model_is_made_and_measured() {
     assert!(p50 > 0.0 && p50 <= candidate[metrics::LATENCY_P99].value && p50 < measured.run_seconds);
 
     // What `run` saw holds neither labels nor the data set they came in.
-    let mut seen: Vec<String> = std::fs::read_dir(job.root.join(paths::INPUTS)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut seen: Vec<String> = std::fs::read_dir(job.root.join(paths::INPUTS))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     seen.sort();
     assert_eq!(seen, ["0.bin", "inputs.json", "started.json"]);
 }
@@ -270,7 +368,12 @@ fn a_changed_candidate_is_not_measured() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&file, bytes).unwrap();
     let (code, failure) = bench.job("measure", Work::Measure(bench.measure(Some(&made)))).failed();
-    assert_eq!((code, failure.reason.as_str()), (2, reasons::DIGEST_MISMATCH), "{}", failure.message);
+    assert_eq!(
+        (code, failure.reason.as_str()),
+        (2, reasons::DIGEST_MISMATCH),
+        "{}",
+        failure.message
+    );
 }
 
 #[test]
@@ -292,9 +395,21 @@ fn bad_input_is_refused_with_the_field_and_the_way_out() {
     let tag = plan(&|plan| plan.baseline.uri = "oci://127.0.0.1:1/m:latest".into());
     for (name, plan, code, reason, why) in [
         ("shared", shared, 2, reasons::DATA_SHARED, "calibration data"),
-        ("label", label, 2, reasons::COLUMN_MISSING, "column `type` is not in the data set; it has features, file_type"),
+        (
+            "label",
+            label,
+            2,
+            reasons::COLUMN_MISSING,
+            "column `type` is not in the data set; it has features, file_type",
+        ),
         ("output", output, 2, reasons::COLUMN_MISSING, "it has `target_label`"),
-        ("input", input, 2, reasons::COLUMN_MISSING, "data.inputs binds no column"),
+        (
+            "input",
+            input,
+            2,
+            reasons::COLUMN_MISSING,
+            "data.inputs binds no column",
+        ),
         ("model", model, 2, reasons::MODEL_INVALID, "baseline"),
         ("missing", missing, 2, reasons::NOT_FOUND, "data.evaluation"),
         ("provider", provider, 3, reasons::PROVIDER_UNAVAILABLE, "CUDA"),
@@ -302,7 +417,12 @@ fn bad_input_is_refused_with_the_field_and_the_way_out() {
     ] {
         let (found, failure) = bench.job(name, Work::Measure(plan)).failed();
         println!("{name}: {}", failure.message);
-        assert_eq!((found, failure.reason.as_str()), (code, reason), "{name}: {}", failure.message);
+        assert_eq!(
+            (found, failure.reason.as_str()),
+            (code, reason),
+            "{name}: {}",
+            failure.message
+        );
         assert!(failure.message.contains(why), "{name}: {why}: {}", failure.message);
     }
 }

@@ -16,15 +16,17 @@ use arrow_array::{Array, FixedSizeListArray, Int32Array};
 use assayer_crds::{
     ModelOptimization,
     contract::{
-        CONTRACT_VERSION, CalibrationSource, InputBinding, MakePlan, Made, MeasurePlan, Measured, ModelSource, Outcome, Report, Role,
-        Work, WorkerPlan, metrics, paths,
+        CONTRACT_VERSION, CalibrationSource, InputBinding, Made, MakePlan, MeasurePlan, Measured, ModelSource, Outcome,
+        Report, Role, Work, WorkerPlan, paths,
     },
     optimization::Candidate,
 };
 use clap::{Args, Subcommand};
-use comfy_table::Table;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+mod table;
+
+use self::table::table;
 use crate::{
     cache,
     example::{self, ExampleData, FEATURES, LABEL},
@@ -94,12 +96,16 @@ pub fn run(bench: &Bench, progress: &Progress) -> Result<()> {
     for round in 0..options.runs {
         let step = progress.step(format!("measure all, round {} of {}", round + 1, options.runs));
         for contestant in &mut contestants {
-            let measured = bed.measure(&contestant.model).with_context(|| contestant.name.clone())?;
+            let measured = bed
+                .measure(&contestant.model)
+                .with_context(|| contestant.name.clone())?;
             contestant.measured.push(measured);
         }
         step.done("");
     }
-    progress.say("workspace profile `dev`: dependencies at opt-level 2, the worker at 3; ONNX Runtime as its makers built it");
+    progress.say(
+        "workspace profile `dev`: dependencies at opt-level 2, the worker at 3; ONNX Runtime as its makers built it",
+    );
     progress.say("each cell: median [minimum, maximum]; latencies at 1 thread; speed and memory against what ran in the same round");
     progress.say(&format!("\n{}", table(&contestants)));
     Ok(())
@@ -111,19 +117,33 @@ impl Bed {
             baseline: source(&self.data.model),
             candidate: candidate.name.clone(),
             stages: candidate.stages.clone(),
-            calibration: Some(CalibrationSource { uri: text(&self.data.calibration), samples: 512 }),
+            calibration: Some(CalibrationSource {
+                uri: text(&self.data.calibration),
+                samples: 512,
+            }),
             inputs: inputs(),
             output: text(&self.folder.path().join("made")),
         };
         let (mut seconds, mut memory, mut model) = (Vec::new(), Vec::new(), PathBuf::new());
         for _ in 0..runs {
             let (report, times) = self.work(Work::Make(plan.clone()))?;
-            let Outcome::Made(Made { uri, peak_memory_bytes, .. }) = report.outcome else { bail!("{:?}", report.outcome) };
+            let Outcome::Made(Made {
+                uri, peak_memory_bytes, ..
+            }) = report.outcome
+            else {
+                bail!("{:?}", report.outcome)
+            };
             seconds.push(times[1]);
             memory.push(mebibytes(peak_memory_bytes));
             model = uri.into();
         }
-        Ok(Contestant { name: candidate.name.clone(), model, seconds, memory, measured: Vec::new() })
+        Ok(Contestant {
+            name: candidate.name.clone(),
+            model,
+            seconds,
+            memory,
+            measured: Vec::new(),
+        })
     }
 
     fn peer(&self, python: &Path, runs: u32) -> Result<Contestant> {
@@ -134,14 +154,25 @@ impl Bed {
         let (mut seconds, mut memory) = (Vec::new(), Vec::new());
         for _ in 0..runs {
             let mut command = Command::new("python3");
-            command.env("PYTHONPATH", python).arg(&script).args([&self.data.model, &rows]).arg(width.to_string()).arg(&model);
+            command
+                .env("PYTHONPATH", python)
+                .arg(&script)
+                .args([&self.data.model, &rows])
+                .arg(width.to_string())
+                .arg(&model);
             let began = Instant::now();
             let said = process::read(&mut command)?;
             seconds.push(began.elapsed().as_secs_f64());
             let peak = said.split_whitespace().last().and_then(|word| word.parse().ok());
             memory.push(mebibytes(peak.with_context(|| format!("the peer said: {said}"))?));
         }
-        Ok(Contestant { name: format!("{} static, Conv and MatMul", PEER[0]), model, seconds, memory, measured: Vec::new() })
+        Ok(Contestant {
+            name: format!("{} static, Conv and MatMul", PEER[0]),
+            model,
+            seconds,
+            memory,
+            measured: Vec::new(),
+        })
     }
 
     fn measure(&self, model: &Path) -> Result<Measured> {
@@ -165,14 +196,23 @@ impl Bed {
     /// Does the work as pods do, one process a role; the report, and each role's wall seconds.
     fn work(&self, work: Work) -> Result<(Report, Vec<f64>)> {
         let root = self.folder.path().join("job");
-        let plan = WorkerPlan { v: CONTRACT_VERSION, nonce: "0".repeat(32), deadline_seconds: 600, plain_http: Vec::new(), work };
+        let plan = WorkerPlan {
+            v: CONTRACT_VERSION,
+            nonce: "0".repeat(32),
+            deadline_seconds: 600,
+            plain_http: Vec::new(),
+            work,
+        };
         let file = root.join(paths::PLAN);
         fs::create_dir_all(file.parent().context("the plan has no folder")?)?;
         fs::write(&file, serde_json::to_vec(&plan)?)?;
         let (mut times, mut said) = (Vec::new(), String::new());
         for role in Role::sequence(&plan.work) {
             let mut command = Command::new(&self.program);
-            command.args(["worker", "--cpus", "1", role.as_str(), "--root"]).arg(&root).env("ORT_DYLIB_PATH", &self.library);
+            command
+                .args(["worker", "--cpus", "1", role.as_str(), "--root"])
+                .arg(&root)
+                .env("ORT_DYLIB_PATH", &self.library);
             let began = Instant::now();
             said = process::read(&mut command)?;
             times.push(began.elapsed().as_secs_f64());
@@ -189,7 +229,16 @@ fn peer(progress: &Progress) -> Result<PathBuf> {
         let step = progress.step(format!("fetch {} from PyPI", PEER.join(" and ")));
         let aside = tempfile::tempdir_in(cache::folder("bench")?)?;
         let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]).arg(aside.path()).args(PEER);
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--target",
+        ])
+        .arg(aside.path())
+        .args(PEER);
         process::run(&mut pip)?;
         fs::rename(aside.keep(), &folder)?;
         step.done("");
@@ -204,61 +253,27 @@ fn unpack(parquet: &Path, rows: &Path) -> Result<i32> {
     for batch in reader {
         let batch = batch?;
         let column = batch.column_by_name(FEATURES).context("no column of features")?;
-        let lists = column.as_any().downcast_ref::<FixedSizeListArray>().context("features are no lists of one size")?;
+        let lists = column
+            .as_any()
+            .downcast_ref::<FixedSizeListArray>()
+            .context("features are no lists of one size")?;
         width = lists.value_length();
-        let values = lists.values().as_any().downcast_ref::<Int32Array>().context("features are no int32")?;
+        let values = lists
+            .values()
+            .as_any()
+            .downcast_ref::<Int32Array>()
+            .context("features are no int32")?;
         bytes.extend(values.values().iter().flat_map(|value| value.to_le_bytes()));
     }
     fs::write(rows, bytes)?;
     Ok(width)
 }
 
-fn table(contestants: &[Contestant]) -> Table {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["model", "accuracy", "p50 ms", "p99 ms", "times as fast (p50)", "KiB", "made in s", "peak MiB"]);
-    let of = |measured: &[Measured], name: &str, scale: f64, baseline: bool| {
-        let side = |one: &Measured| if baseline { Some(one.baseline.clone()) } else { one.candidate.clone() };
-        let values = measured.iter().filter_map(|one| side(one)?.get(name).map(|taken| taken.value * scale));
-        values.collect::<Vec<f64>>()
-    };
-    let mut row = |name: &str, measured: &[Measured], baseline: bool, made: [String; 2]| {
-        let cell = |metric: &str, scale: f64, digits: usize| spread(&of(measured, metric, scale, baseline), digits);
-        let [base, own] = [true, baseline].map(|side| of(measured, metrics::LATENCY_P50, 1e3, side));
-        let speed: Vec<f64> = base.iter().zip(&own).map(|(base, own)| base / own).collect();
-        let [seconds, memory] = made;
-        table.add_row([
-            name.to_owned(),
-            cell(metrics::ACCURACY, 1.0, 4),
-            cell(metrics::LATENCY_P50, 1e3, 2),
-            cell(metrics::LATENCY_P99, 1e3, 2),
-            spread(&speed, 2),
-            cell(metrics::ARTIFACT_SIZE, 1.0 / 1024.0, 0),
-            seconds,
-            memory,
-        ]);
-    };
-    let all: Vec<Measured> = contestants.iter().flat_map(|contestant| contestant.measured.clone()).collect();
-    row("FP32", &all, true, Default::default());
-    for one in contestants {
-        row(&one.name, &one.measured, false, [spread(&one.seconds, 2), spread(&one.memory, 0)]);
-    }
-    table
-}
-
-/// Median with minimum and maximum; one number where all are alike.
-fn spread(values: &[f64], digits: usize) -> String {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let [Some(least), Some(middle), Some(most)] = [sorted.first(), sorted.get(sorted.len() / 2), sorted.last()] else {
-        return "-".to_owned();
-    };
-    let [least, middle, most] = [least, middle, most].map(|value| format!("{value:.digits$}"));
-    if least == most { middle } else { format!("{middle} [{least}, {most}]") }
-}
-
 fn source(path: &Path) -> ModelSource {
-    ModelSource { uri: text(path), model_digest: None }
+    ModelSource {
+        uri: text(path),
+        model_digest: None,
+    }
 }
 
 fn text(path: &Path) -> String {
@@ -266,22 +281,13 @@ fn text(path: &Path) -> String {
 }
 
 fn inputs() -> Vec<InputBinding> {
-    vec![InputBinding { name: scanner::model::INPUT.to_owned(), column: FEATURES.to_owned() }]
+    vec![InputBinding {
+        name: scanner::model::INPUT.to_owned(),
+        column: FEATURES.to_owned(),
+    }]
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for showing only")]
 fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / 1_048_576.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::spread;
-
-    #[test]
-    fn a_spread_shows_the_median_between_the_ends() {
-        assert_eq!(spread(&[3.0, 1.0, 2.04], 1), "2.0 [1.0, 3.0]");
-        assert_eq!(spread(&[1.0, 1.0], 0), "1");
-        assert_eq!(spread(&[], 0), "-");
-    }
 }

@@ -53,7 +53,11 @@ pub(super) fn read(file: &Path, output: Option<&Path>) -> Result<Input> {
     let optimization = manifest.optimization()?;
     let name = optimization.name_any();
     ensure!(!name.is_empty(), "{}: metadata.name is missing", manifest.name);
-    ensure!(!optimization.spec.suspend, "{}: spec.suspend is true: remove it to start the work", manifest.name);
+    ensure!(
+        !optimization.spec.suspend,
+        "{}: spec.suspend is true: remove it to start the work",
+        manifest.name
+    );
     resolve(&manifest, optimization, name, output)
 }
 
@@ -77,14 +81,19 @@ fn resolve(manifest: &Manifest, optimization: ModelOptimization, name: String, o
     let mut local = Vec::new();
     let mut baseline = None;
     for (index, field) in URIS[..3].iter().enumerate() {
-        let (Some(run), Some(state)) = (uri(&mut runnable, index), uri(&mut stated, index)) else { continue };
+        let (Some(run), Some(state)) = (uri(&mut runnable, index), uri(&mut stated, index)) else {
+            continue;
+        };
         if run.starts_with(OCI) {
             continue;
         }
         let path = std::path::absolute(manifest.local(run))?;
         let digest = digest(field, &path)?;
         *state = format!("{state}@{digest}");
-        *run = path.to_str().with_context(|| format!("{field}: {} is not UTF-8", path.display()))?.to_owned();
+        *run = path
+            .to_str()
+            .with_context(|| format!("{field}: {} is not UTF-8", path.display()))?
+            .to_owned();
         if index == 0 {
             baseline = Some(digest.clone());
         }
@@ -93,10 +102,21 @@ fn resolve(manifest: &Manifest, optimization: ModelOptimization, name: String, o
     let pushes = runnable.output.uri.starts_with(OCI);
     let output = match output {
         Some(folder) => folder.to_owned(),
-        None if pushes => bail!("spec.output.uri is {}: say where evidence goes on this machine with --output DIR", runnable.output.uri),
+        None if pushes => bail!(
+            "spec.output.uri is {}: say where evidence goes on this machine with --output DIR",
+            runnable.output.uri
+        ),
         None => manifest.local(&runnable.output.uri),
     };
-    Ok(Input { name, runnable, stated, baseline, output, pushes, local })
+    Ok(Input {
+        name,
+        runnable,
+        stated,
+        baseline,
+        output,
+        pushes,
+        local,
+    })
 }
 
 fn uri(spec: &mut ModelOptimizationSpec, index: usize) -> Option<&mut String> {
@@ -114,7 +134,9 @@ fn digest(field: &str, path: &Path) -> Result<Digest> {
         "{named}: {} does not exist (relative paths start from the manifest's folder)",
         path.display()
     );
-    Ok(storage::pack(path).with_context(|| format!("{named}: {}", path.display()))?.model_digest)
+    Ok(storage::pack(path)
+        .with_context(|| format!("{named}: {}", path.display()))?
+        .model_digest)
 }
 
 impl Input {
@@ -122,7 +144,12 @@ impl Input {
     pub(super) fn unchanged(&self) -> Result<()> {
         for file in &self.local {
             let now = digest(file.field, &file.path)?;
-            ensure!(now == file.digest, "{} changed while the run went on ({} then, {now} now): run again", file.path.display(), file.digest);
+            ensure!(
+                now == file.digest,
+                "{} changed while the run went on ({} then, {now} now): run again",
+                file.path.display(),
+                file.digest
+            );
         }
         Ok(())
     }
@@ -135,7 +162,11 @@ pub(super) fn cores(environment: &Environment) -> Option<u32> {
         Some(thousandths) => thousandths.parse::<f64>().ok()? / 1000.0,
         None => limit.0.parse().ok()?,
     };
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to small positive numbers")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped to small positive numbers"
+    )]
     let whole = cores.floor().clamp(1.0, 4096.0) as u32;
     Some(whole)
 }

@@ -7,7 +7,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use assayer_crds::contract::{CONTRACT_VERSION, FailureClass, MAX_REPORT_BYTES, Outcome, Report, Role, Termination, Work, WorkerPlan};
+use assayer_crds::contract::{
+    CONTRACT_VERSION, FailureClass, MAX_REPORT_BYTES, Outcome, Report, Role, Termination, Work, WorkerPlan,
+};
 use assayer_crds::digest::Digest;
 use assayer_operator::optimization::results::content;
 use assayer_operator::optimization::steps::{self, Run, Settings, Step};
@@ -78,16 +80,27 @@ struct Ended {
 impl Jobs {
     /// A private folder, and ears for signals.
     pub(super) fn new(options: &Options, library: PathBuf, verbose: bool) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("assayer-").tempdir().context("make a folder for the work")?;
+        let folder = tempfile::Builder::new()
+            .prefix("assayer-")
+            .tempdir()
+            .context("make a folder for the work")?;
         // Ties the answers to this run: the folder's name is random.
         let uid = format!("{}-{}", std::process::id(), folder.path().display());
-        let settings = Settings { worker_image: String::new(), plain_http: options.access.plain_http.clone() };
+        let settings = Settings {
+            worker_image: String::new(),
+            plain_http: options.access.plain_http.clone(),
+        };
         Ok(Self {
             program: std::env::current_exe().context("find this program")?,
             library,
             credentials: options.access.text()?,
             threads: options.threads,
-            run: Run { uid, generation: 1, rerun: None, worker_image: String::new() },
+            run: Run {
+                uid,
+                generation: 1,
+                rerun: None,
+                worker_image: String::new(),
+            },
             settings,
             verbose,
             interrupt: signal(SignalKind::interrupt())?,
@@ -138,7 +151,13 @@ impl Jobs {
         }
     }
 
-    async fn attempt(&mut self, step: &Step, attempt: i32, plan: &WorkerPlan, cores: Option<u32>) -> Result<Result<Done, Problem>> {
+    async fn attempt(
+        &mut self,
+        step: &Step,
+        attempt: i32,
+        plan: &WorkerPlan,
+        cores: Option<u32>,
+    ) -> Result<Result<Done, Problem>> {
         let name = step.to_string().replace('/', "-");
         let layout = Layout::local(self.folder.path().join(format!("{name}-{attempt}")));
         let bytes = serde_json::to_vec(plan)?;
@@ -153,7 +172,8 @@ impl Jobs {
             let last = index + 1 == roles.len();
             if last || !ended.success {
                 let folder = layout.root.clone();
-                return Ok(answer(plan, &Digest::of(&bytes), &layout, *role, &ended, bounded).map(|report| Done { report, folder }));
+                return Ok(answer(plan, &Digest::of(&bytes), &layout, *role, &ended, bounded)
+                    .map(|report| Done { report, folder }));
             }
         }
         anyhow::bail!("{step} has no roles")
@@ -175,20 +195,31 @@ impl Jobs {
     }
 
     async fn role(&mut self, role: Role, layout: &Layout, cores: Option<u32>) -> Result<Ended> {
-        let log = std::fs::File::options().create(true).append(true).open(layout.root.join(LOG)).context("open the worker's log")?;
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(layout.root.join(LOG))
+            .context("open the worker's log")?;
         let mut command = Command::new(&self.program);
         command.arg(WORKER);
         if let Some(threads) = self.threads.or(cores) {
             command.arg("--cpus").arg(threads.to_string());
         }
-        command.arg(role.as_str()).arg("--root").arg(&layout.root).arg("--termination").arg(layout.root.join(TERMINATION));
+        command
+            .arg(role.as_str())
+            .arg("--root")
+            .arg(&layout.root)
+            .arg("--termination")
+            .arg(layout.root.join(TERMINATION));
         command.env("ORT_DYLIB_PATH", &self.library).env("RUST_LOG", "info");
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(if self.verbose { Stdio::inherit() } else { log.into() });
         // A group of its own: Ctrl-C at the terminal is for us, who then stop it with all that it started.
         command.process_group(0).kill_on_drop(true);
         let began = Instant::now();
-        let mut child = command.spawn().with_context(|| format!("start worker {}", role.as_str()))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("start worker {}", role.as_str()))?;
         let ended = tokio::select! {
             ended = end(&mut child) => Some(ended?),
             _ = self.interrupt.recv() => None,
@@ -198,7 +229,12 @@ impl Jobs {
             stop(&mut child).await;
             return Err(Interrupted.into());
         };
-        Ok(Ended { line, success: status.success(), status: status.to_string(), took: began.elapsed() })
+        Ok(Ended {
+            line,
+            success: status.success(),
+            status: status.to_string(),
+            took: began.elapsed(),
+        })
     }
 }
 
@@ -206,7 +242,10 @@ impl Jobs {
 async fn end(child: &mut Child) -> Result<(Vec<u8>, std::process::ExitStatus)> {
     let mut line = Vec::new();
     if let Some(out) = child.stdout.take() {
-        out.take(MAX_REPORT_BYTES + 2).read_to_end(&mut line).await.context("read the worker's report")?;
+        out.take(MAX_REPORT_BYTES + 2)
+            .read_to_end(&mut line)
+            .await
+            .context("read the worker's report")?;
     }
     Ok((line, child.wait().await.context("wait for the worker")?))
 }
@@ -222,13 +261,26 @@ async fn stop(child: &mut Child) {
 }
 
 /// What the worker said, if it can be believed.
-fn answer(plan: &WorkerPlan, digest: &Digest, layout: &Layout, role: Role, ended: &Ended, bounded: Duration) -> Result<Report, Problem> {
+fn answer(
+    plan: &WorkerPlan,
+    digest: &Digest,
+    layout: &Layout,
+    role: Role,
+    ended: &Ended,
+    bounded: Duration,
+) -> Result<Report, Problem> {
     let invalid = |why: String| lasting(format!("ReportInvalid: worker {}: {why}", role.as_str()));
     let line = ended.line.strip_suffix(b"\n").unwrap_or(&ended.line);
     if line.is_empty() {
-        return Err(lasting(format!("worker {} ended without a report ({}){}", role.as_str(), ended.status, tail(layout))));
+        return Err(lasting(format!(
+            "worker {} ended without a report ({}){}",
+            role.as_str(),
+            ended.status,
+            tail(layout)
+        )));
     }
-    let termination = std::fs::read(layout.root.join(TERMINATION)).map_err(|error| invalid(format!("no termination message: {error}")))?;
+    let termination = std::fs::read(layout.root.join(TERMINATION))
+        .map_err(|error| invalid(format!("no termination message: {error}")))?;
     let announced: Termination = serde_json::from_slice(&termination).map_err(|error| invalid(error.to_string()))?;
     if announced.report_sha256 != Digest::of(line) || announced.nonce != plan.nonce {
         return Err(invalid("the report is not the one that was announced".into()));
@@ -239,7 +291,10 @@ fn answer(plan: &WorkerPlan, digest: &Digest, layout: &Layout, role: Role, ended
     }
     if let Outcome::Failed(failure) = &report.outcome {
         let told = format!("{}: {}", failure.reason, failure.message);
-        return Err(Problem { told, passes: failure.class == FailureClass::Storage });
+        return Err(Problem {
+            told,
+            passes: failure.class == FailureClass::Storage,
+        });
     }
     if !ended.success {
         return Err(invalid(format!("it reports success and ended with {}", ended.status)));
@@ -262,5 +317,9 @@ fn tail(layout: &Layout) -> String {
     let text = String::from_utf8_lossy(&log);
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
-    if last.is_empty() { String::new() } else { format!("; its last words:\n{}", last.join("\n")) }
+    if last.is_empty() {
+        String::new()
+    } else {
+        format!("; its last words:\n{}", last.join("\n"))
+    }
 }

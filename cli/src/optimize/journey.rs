@@ -91,8 +91,15 @@ pub(super) async fn go(input: &Input, place: &Place, jobs: &mut Jobs) -> Result<
     let spec = &input.runnable;
     let steps = spec.environments.len() * (1 + spec.candidates.len()) + spec.candidates.len();
     let digest = input.baseline.clone();
-    let mut journey =
-        Journey { input, place, jobs, progress: Progress::new(steps), baseline: Vec::new(), failures: BTreeMap::new(), digest };
+    let mut journey = Journey {
+        input,
+        place,
+        jobs,
+        progress: Progress::new(steps),
+        baseline: Vec::new(),
+        failures: BTreeMap::new(),
+        digest,
+    };
     for environment in &spec.environments {
         journey.baseline(environment).await?;
     }
@@ -110,16 +117,23 @@ pub(super) async fn go(input: &Input, place: &Place, jobs: &mut Jobs) -> Result<
     }
     journey.progress.finish();
     let selected = select(&candidates);
-    Ok(Outcome { baseline: journey.baseline, candidates, selected })
+    Ok(Outcome {
+        baseline: journey.baseline,
+        candidates,
+        selected,
+    })
 }
 
 impl Journey<'_> {
     async fn baseline(&mut self, environment: &Environment) -> Result<()> {
-        let step = Step::Baseline { environment: environment.name.clone() };
+        let step = Step::Baseline {
+            environment: environment.name.clone(),
+        };
         let plan = steps::measure_plan(&self.input.runnable, environment, self.digest.as_ref(), None);
         match self.measured(&step, environment, Work::Measure(plan)).await? {
             Ok(taken) => {
-                self.digest.get_or_insert_with(|| taken.measured.baseline_digest.clone());
+                self.digest
+                    .get_or_insert_with(|| taken.measured.baseline_digest.clone());
                 self.baseline.push(taken);
             }
             Err(problem) => drop(self.failures.insert(environment.name.clone(), problem.told)),
@@ -145,11 +159,20 @@ impl Journey<'_> {
         let mut plan = steps::make_plan(&self.input.runnable, candidate, self.digest.as_ref());
         let published = self.jobs.folder().join("published");
         if !self.input.pushes {
-            plan.output = published.to_str().context("the folder for temporary files is not UTF-8")?.to_owned();
+            plan.output = published
+                .to_str()
+                .context("the folder for temporary files is not UTF-8")?
+                .to_owned();
         }
-        let step = Step::Make { candidate: candidate.name.clone() };
+        let step = Step::Make {
+            candidate: candidate.name.clone(),
+        };
         let shown = self.progress.step(step.to_string());
-        match self.jobs.work(&self.input.runnable, &step, None, Work::Make(plan)).await? {
+        match self
+            .jobs
+            .work(&self.input.runnable, &step, None, Work::Make(plan))
+            .await?
+        {
             Ok(done) => {
                 let model = self.take(done, candidate)?;
                 shown.done(&format!(
@@ -170,28 +193,48 @@ impl Journey<'_> {
 
     /// Moves the model out of the job's folder.
     fn take(&self, done: Done, candidate: &Candidate) -> Result<Model> {
-        let contract::Outcome::Made(mut made) = done.report.outcome else { anyhow::bail!("a make step that made nothing") };
+        let contract::Outcome::Made(mut made) = done.report.outcome else {
+            anyhow::bail!("a make step that made nothing")
+        };
         let folder = self.jobs.folder().join("models").join(&candidate.name);
-        let from = if self.input.pushes { done.folder.join("out/model") } else { PathBuf::from(&made.uri) };
+        let from = if self.input.pushes {
+            done.folder.join("out/model")
+        } else {
+            PathBuf::from(&made.uri)
+        };
         std::fs::create_dir_all(self.jobs.folder().join("models"))?;
         std::fs::rename(&from, &folder).with_context(|| format!("move {}", from.display()))?;
         if !self.input.pushes {
             // Where it will lie when the run is over.
             made.uri = self.place.of(&candidate.name).display().to_string();
         }
-        Ok(Model { made, runtime: done.report.runtime, folder })
+        Ok(Model {
+            made,
+            runtime: done.report.runtime,
+            folder,
+        })
     }
 
     async fn measure(&mut self, judged: &mut Judged, environment: &Environment) -> Result<()> {
         let Some(model) = &judged.model else { return Ok(()) };
-        let step = Step::Measure { candidate: judged.candidate.name.clone(), environment: environment.name.clone() };
+        let step = Step::Measure {
+            candidate: judged.candidate.name.clone(),
+            environment: environment.name.clone(),
+        };
         if let Some(failure) = self.failures.get(&environment.name) {
             let told = format!("the baseline could not be measured there: {failure}");
             self.progress.step(step.to_string()).failed(&told);
             return Ok(());
         }
-        let uri = if self.input.pushes { model.made.uri.clone() } else { model.folder.to_string_lossy().into_owned() };
-        let source = ModelSource { uri, model_digest: Some(model.made.model_digest.clone()) };
+        let uri = if self.input.pushes {
+            model.made.uri.clone()
+        } else {
+            model.folder.to_string_lossy().into_owned()
+        };
+        let source = ModelSource {
+            uri,
+            model_digest: Some(model.made.model_digest.clone()),
+        };
         let plan = steps::measure_plan(&self.input.runnable, environment, self.digest.as_ref(), Some(source));
         match self.measured(&step, environment, Work::Measure(plan)).await? {
             Ok(taken) => judged.measured.push(taken),
@@ -202,16 +245,25 @@ impl Journey<'_> {
 
     async fn measured(&mut self, step: &Step, environment: &Environment, work: Work) -> Result<Result<Taken, Problem>> {
         let shown = self.progress.step(step.to_string());
-        let done = match self.jobs.work(&self.input.runnable, step, input::cores(environment), work).await? {
+        let done = match self
+            .jobs
+            .work(&self.input.runnable, step, input::cores(environment), work)
+            .await?
+        {
             Ok(done) => done,
             Err(problem) => {
                 shown.failed(&problem.told);
                 return Ok(Err(problem));
             }
         };
-        let contract::Outcome::Measured(measured) = done.report.outcome else { anyhow::bail!("a measure step that measured nothing") };
+        let contract::Outcome::Measured(measured) = done.report.outcome else {
+            anyhow::bail!("a measure step that measured nothing")
+        };
         shown.done(&figures(&measured));
-        Ok(Ok(Taken { measured, runtime: done.report.runtime }))
+        Ok(Ok(Taken {
+            measured,
+            runtime: done.report.runtime,
+        }))
     }
 
     fn judge(&self, judged: &mut Judged) {
@@ -224,14 +276,18 @@ impl Journey<'_> {
         };
         let verdicts = gates::judge(spec, &findings);
         let passed = gates::passes(spec, &verdicts, &findings);
-        let refused: Vec<&GateVerdict> = gates::blocking(&verdicts).filter(|verdict| verdict.verdict != gates::ERROR).collect();
+        let refused: Vec<&GateVerdict> = gates::blocking(&verdicts)
+            .filter(|verdict| verdict.verdict != gates::ERROR)
+            .collect();
         if judged.model.is_some() {
             (judged.state, judged.message) = if passed {
                 (State::Passed, String::new())
             } else if refused.is_empty() {
                 (State::Failed, told(&judged.failures))
             } else {
-                let messages: Vec<&str> = gates::blocking(&verdicts).map(|verdict| verdict.message.as_str()).collect();
+                let messages: Vec<&str> = gates::blocking(&verdicts)
+                    .map(|verdict| verdict.message.as_str())
+                    .collect();
                 (State::Rejected, messages.join("; "))
             };
         }
@@ -240,7 +296,10 @@ impl Journey<'_> {
 }
 
 fn told(failures: &BTreeMap<String, String>) -> String {
-    let told: Vec<String> = failures.iter().map(|(environment, why)| format!("{environment}: {why}")).collect();
+    let told: Vec<String> = failures
+        .iter()
+        .map(|(environment, why)| format!("{environment}: {why}"))
+        .collect();
     told.join("; ")
 }
 
@@ -254,7 +313,9 @@ fn figures(measured: &Measured) -> String {
             Some(candidate) => format!("{name} {} ({baseline})", value(candidate).unwrap_or_default()),
         }
     };
-    [metrics::ACCURACY, metrics::LATENCY_P50, metrics::LATENCY_P99].map(of).join(", ")
+    [metrics::ACCURACY, metrics::LATENCY_P50, metrics::LATENCY_P99]
+        .map(of)
+        .join(", ")
 }
 
 /// As the operator selects.
@@ -264,7 +325,12 @@ fn select(candidates: &[Judged]) -> Option<String> {
         .filter_map(|judged| {
             let model = judged.model.as_ref()?;
             let measured: Vec<&Measured> = judged.measured.iter().map(|taken| &taken.measured).collect();
-            Some(Contender::new(&judged.candidate.name, judged.state == State::Passed, model.made.bytes, &measured))
+            Some(Contender::new(
+                &judged.candidate.name,
+                judged.state == State::Passed,
+                model.made.bytes,
+                &measured,
+            ))
         })
         .collect();
     gates::select(&contenders).map(|contender| contender.name.clone())

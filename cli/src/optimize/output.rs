@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use assayer_crds::digest::Digest;
 use assayer_crds::evidence::OptimizationReference;
+use assayer_crds::names;
 use assayer_operator::evidence::dsse;
 use assayer_operator::evidence::keys::{PUBLIC, SigningKey};
 use assayer_operator::evidence::statement::{self, Claim, Runner};
@@ -19,9 +20,6 @@ use tempfile::TempDir;
 
 use super::input::Input;
 use super::journey::{Judged, Model, Outcome};
-
-/// The envelope beside each candidate's model.
-const EVIDENCE: &str = "evidence.dsse.json";
 
 /// The folder that results go to.
 pub(super) struct Place {
@@ -39,7 +37,9 @@ pub(super) struct Recorded {
 
 /// The key to sign with; one for this run where none was named.
 pub(super) fn key(file: Option<&Path>) -> Result<SigningKey> {
-    let Some(file) = file else { return Ok(SigningKey::generate()?) };
+    let Some(file) = file else {
+        return Ok(SigningKey::generate()?);
+    };
     let pem = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     SigningKey::from_pem(&pem).with_context(|| format!("{}: expected PKCS#8 PEM, P-256", file.display()))
 }
@@ -48,9 +48,16 @@ impl Place {
     /// Before any work is done: whether results can go there.
     pub(super) fn prepare(named: &Path) -> Result<Self> {
         let folder = std::path::absolute(named)?;
-        let parent = folder.parent().with_context(|| format!("{} can't be a result folder", folder.display()))?.to_owned();
+        let parent = folder
+            .parent()
+            .with_context(|| format!("{} can't be a result folder", folder.display()))?
+            .to_owned();
         if folder.exists() {
-            ensure!(folder.is_dir(), "{} is no folder: choose another one with --output", folder.display());
+            ensure!(
+                folder.is_dir(),
+                "{} is no folder: choose another one with --output",
+                folder.display()
+            );
             let mut entries = fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
             ensure!(
                 entries.next().is_none() || folder.join(PUBLIC).is_file(),
@@ -59,7 +66,11 @@ impl Place {
             );
         }
         fs::create_dir_all(&parent).with_context(|| format!("create {}", parent.display()))?;
-        Ok(Self { named: named.to_owned(), folder, parent })
+        Ok(Self {
+            named: named.to_owned(),
+            folder,
+            parent,
+        })
     }
 
     /// Where a candidate's files will lie.
@@ -88,9 +99,12 @@ impl Place {
                 copy(model, &folder)?;
                 let claim = Self::claim(input, outcome, judged, model, now);
                 let (envelope, digest) = dsse::sign(&statement::compose(claim)?, key)?;
-                let file = folder.join(EVIDENCE);
+                let file = folder.join(names::EVIDENCE_KEY);
                 fs::write(&file, envelope).with_context(|| format!("write {}", file.display()))?;
-                recorded.push(Recorded { candidate: judged.candidate.name.clone(), digest });
+                recorded.push(Recorded {
+                    candidate: judged.candidate.name.clone(),
+                    digest,
+                });
             }
         }
         fs::write(aside.path().join(PUBLIC), key.public().pem())?;
@@ -98,17 +112,31 @@ impl Place {
         Ok(recorded)
     }
 
-    fn claim<'a>(input: &'a Input, outcome: &'a Outcome, judged: &'a Judged, model: &'a Model, now: Timestamp) -> Claim<'a> {
+    fn claim<'a>(
+        input: &'a Input,
+        outcome: &'a Outcome,
+        judged: &'a Judged,
+        model: &'a Model,
+        now: Timestamp,
+    ) -> Claim<'a> {
         Claim {
             recorded_at: now,
-            optimization: OptimizationReference { name: input.name.clone(), generation: 1, ..OptimizationReference::default() },
+            optimization: OptimizationReference {
+                name: input.name.clone(),
+                generation: 1,
+                ..OptimizationReference::default()
+            },
             spec: &input.stated,
             candidate: &judged.candidate,
             plan_digest: candidate_key(&input.stated, &judged.candidate, ""),
             made: &model.made,
             made_by: &model.runtime,
             baseline: outcome.baseline.iter().map(|taken| &taken.measured).collect(),
-            measured: judged.measured.iter().map(|taken| (&taken.measured, &taken.runtime)).collect(),
+            measured: judged
+                .measured
+                .iter()
+                .map(|taken| (&taken.measured, &taken.runtime))
+                .collect(),
             verdicts: judged.verdicts.clone(),
             worker_image: "",
             runner: Runner::Local,
@@ -141,7 +169,10 @@ fn readable(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-#[expect(clippy::disallowed_methods, reason = "the command line is the shell that reads the clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the command line is the shell that reads the clock"
+)]
 fn now() -> Timestamp {
     Timestamp::now()
 }
@@ -157,6 +188,10 @@ fn copy(model: &Model, folder: &Path) -> Result<()> {
     }
     let written = storage::pack(folder)?.model_digest;
     let expected = &model.made.model_digest;
-    ensure!(written == *expected, "{}: the files have model digest {written}, expected {expected}", folder.display());
+    ensure!(
+        written == *expected,
+        "{}: the files have model digest {written}, expected {expected}",
+        folder.display()
+    );
     Ok(())
 }

@@ -13,19 +13,37 @@ use crate::terminal;
 /// A table of candidates and one of gates.
 pub(super) fn tables(outcome: &Outcome) -> String {
     let candidates = outcome.candidates.iter().map(|judged| row(outcome, judged));
-    let header = ["state", "candidate", "technique", "size", "p50 against baseline", "accuracy against baseline"];
+    let header = [
+        "state",
+        "candidate",
+        "technique",
+        "size",
+        "p50 against baseline",
+        "accuracy against baseline",
+    ];
     let gates = outcome.candidates.iter().flat_map(|judged| {
         let name = &judged.candidate.name;
         judged.verdicts.iter().map(move |verdict| gate(name, verdict))
     });
     let gate_header = ["verdict", "candidate", "gate", "severity", "measured", "limit"];
-    format!("{}\n\n{}", terminal::table(&header, candidates), terminal::table(&gate_header, gates))
+    format!(
+        "{}\n\n{}",
+        terminal::table(&header, candidates),
+        terminal::table(&gate_header, gates)
+    )
 }
 
 fn row(outcome: &Outcome, judged: &Judged) -> Vec<String> {
     let name = &judged.candidate.name;
-    let state = if outcome.selected.as_ref() == Some(name) { "selected" } else { judged.state.as_str() };
-    let size = judged.model.as_ref().map(|model| words(metrics::ARTIFACT_SIZE, float(model.made.bytes)));
+    let state = if outcome.selected.as_ref() == Some(name) {
+        "selected"
+    } else {
+        judged.state.as_str()
+    };
+    let size = judged
+        .model
+        .as_ref()
+        .map(|model| words(metrics::ARTIFACT_SIZE, float(model.made.bytes)));
     vec![
         state.to_owned(),
         name.clone(),
@@ -49,11 +67,19 @@ fn against(judged: &Judged, name: &str) -> String {
             Some(format!("{numbers}{}", speed.unwrap_or_default()))
         })
         .collect();
-    if lines.is_empty() { "-".to_owned() } else { lines.join("\n") }
+    if lines.is_empty() {
+        "-".to_owned()
+    } else {
+        lines.join("\n")
+    }
 }
 
 fn gate(candidate: &str, verdict: &GateVerdict) -> Vec<String> {
-    let measured = if verdict.measured.is_empty() { &verdict.message } else { &verdict.measured };
+    let measured = if verdict.measured.is_empty() {
+        &verdict.message
+    } else {
+        &verdict.measured
+    };
     vec![
         verdict.verdict.clone(),
         candidate.to_owned(),

@@ -47,7 +47,11 @@ pub(crate) fn worker(arguments: &WorkerArguments) -> ExitCode {
         }
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     if let Err(error) = confine(arguments.cpus) {
         terminal::error(&format!("the worker can't be confined: {error}"));
         return ExitCode::FAILURE;
@@ -60,14 +64,18 @@ fn confine(cpus: Option<u32>) -> rustix::io::Result<()> {
     let Some(most) = cpus else { return Ok(()) };
     let allowed = sched_getaffinity(None)?;
     let mut chosen = CpuSet::new();
-    let first = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).take(most as usize);
+    let first = (0..CpuSet::MAX_CPU)
+        .filter(|cpu| allowed.is_set(*cpu))
+        .take(most as usize);
     first.for_each(|cpu| chosen.set(cpu));
     sched_setaffinity(None, &chosen)
 }
 
 /// The library of ONNX Runtime: what was asked for, or what the environment names.
 pub(super) fn library(asked: Option<&Path>) -> Result<PathBuf> {
-    let named = std::env::var_os("ORT_DYLIB_PATH").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let named = std::env::var_os("ORT_DYLIB_PATH")
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from);
     let (path, from) = match (asked, named) {
         (Some(path), _) => (path.to_owned(), "--onnxruntime"),
         (None, Some(path)) => (path, "ORT_DYLIB_PATH"),

@@ -4,6 +4,7 @@
 //! failed never passes. The operator, a promotion (again, from the evidence) and a local run use the same functions. Never decides
 //! what happens to a candidate that failed.
 
+mod bounds;
 mod select;
 mod words;
 
@@ -13,7 +14,6 @@ use assayer_crds::ModelOptimizationSpec;
 use assayer_crds::contract::{Made, Measured, Measurement, metrics};
 use assayer_crds::evidence::{Evidence, GateVerdict};
 use assayer_crds::optimization::{Gate, Metric, Severity};
-use assayer_crds::units;
 
 pub use select::{Contender, pareto, select};
 pub use words::value as value_in_words;
@@ -26,9 +26,6 @@ pub const FAILED: &str = "Failed";
 pub const INCONCLUSIVE: &str = "Inconclusive";
 /// An environment that the gate speaks of could not be measured.
 pub const ERROR: &str = "Error";
-
-/// Shares are quotients of counts: below this two of them are the same.
-const EPSILON: f64 = 1e-9;
 
 /// Everything that was found out about one candidate.
 #[derive(Clone, Debug, Default)]
@@ -261,9 +258,9 @@ fn usable(gate: &Gate, whose: &str, taken: Option<&Measurement>) -> Result<f64, 
 
 fn bound(gate: &Gate, environment: &str, numbers: &Numbers) -> Judged {
     let judged = match (&gate.max, &gate.max_drop, &gate.max_ratio) {
-        (Some(max), None, None) => absolute(gate, numbers, max),
-        (None, Some(drop), None) => dropped(gate, numbers, drop),
-        (None, None, Some(ratio)) => relative(gate, numbers, ratio),
+        (Some(max), None, None) => bounds::absolute(gate, numbers, max),
+        (None, Some(drop), None) => bounds::dropped(gate, numbers, drop),
+        (None, None, Some(ratio)) => bounds::relative(gate, numbers, ratio),
         _ => Err("the gate has not exactly one bound".to_owned()),
     };
     match judged {
@@ -273,80 +270,6 @@ fn bound(gate: &Gate, environment: &str, numbers: &Numbers) -> Judged {
         },
         Err(why) => open(Verdict::Inconclusive, gate, environment, &why),
     }
-}
-
-fn decide(holds: bool, value: f64, limit: f64, measured: String, limit_in_words: String, message: String) -> Judged {
-    Judged {
-        verdict: if holds { Verdict::Passed } else { Verdict::Failed },
-        share: if limit > 0.0 { value / limit } else { value },
-        environment: String::new(),
-        measured,
-        limit: limit_in_words,
-        message,
-    }
-}
-
-fn absolute(gate: &Gate, numbers: &Numbers, max: &str) -> Result<Judged, String> {
-    let limit = limit_of(gate, max)?;
-    let name = gate.metric.as_str();
-    let measured = words::value(name, numbers.candidate);
-    let bound = format!("at most {}", words::value(name, limit));
-    let message = format!("{name} {measured}, {bound}");
-    Ok(decide(
-        numbers.candidate <= limit,
-        numbers.candidate,
-        limit,
-        measured,
-        bound,
-        message,
-    ))
-}
-
-fn limit_of(gate: &Gate, max: &str) -> Result<f64, String> {
-    match gate.metric {
-        Metric::LatencyP50 | Metric::LatencyP99 => units::seconds(max),
-        Metric::PeakMemory | Metric::ArtifactSize => units::bytes(max),
-        Metric::Accuracy => return Err("accuracy is bounded by maxDrop".to_owned()),
-    }
-    .map_err(|error| format!("max {error}"))
-}
-
-fn dropped(gate: &Gate, numbers: &Numbers, max_drop: &str) -> Result<Judged, String> {
-    if gate.metric != Metric::Accuracy {
-        return Err("maxDrop is for accuracy".to_owned());
-    }
-    let limit = units::decimal(max_drop).map_err(|error| format!("maxDrop {error}"))?;
-    let baseline = numbers.baseline.ok_or("the baseline is missing")?;
-    let drop = baseline - numbers.candidate;
-    let measured = words::drop(drop);
-    let bound = format!("at most {limit} below the baseline");
-    let message = format!(
-        "{} {:.4} is {measured} ({baseline:.4}), at most {limit}",
-        gate.metric.as_str(),
-        numbers.candidate
-    );
-    Ok(decide(drop <= limit + EPSILON, drop, limit, measured, bound, message))
-}
-
-fn relative(gate: &Gate, numbers: &Numbers, max_ratio: &str) -> Result<Judged, String> {
-    if gate.metric == Metric::Accuracy {
-        return Err("accuracy is bounded by maxDrop".to_owned());
-    }
-    let limit = units::decimal(max_ratio).map_err(|error| format!("maxRatio {error}"))?;
-    let baseline = numbers.baseline.ok_or("the baseline is missing")?;
-    if baseline <= 0.0 {
-        return Err("the baseline is 0".to_owned());
-    }
-    let name = gate.metric.as_str();
-    let ratio = numbers.candidate / baseline;
-    let measured = format!("{} times the baseline", words::ratio(ratio, limit));
-    let message = format!(
-        "{name} {measured} ({} against {}), at most {max_ratio}",
-        words::value(name, numbers.candidate),
-        words::value(name, baseline)
-    );
-    let bound = format!("at most {max_ratio} times the baseline");
-    Ok(decide(ratio <= limit, ratio, limit, measured, bound, message))
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ async fn reconcile_live(ctx: &Context, api: &Api<Guarded>, name: &str, what: Str
         what,
         problem: invalid.error,
     })?;
-    let observed = observe::observe(ctx, object).await?;
+    let observed = Box::pin(observe::observe(ctx, object)).await?;
     let plan = plan::plan(&observed, ctx.clock.now());
     apply::apply(ctx, &observed, &plan).await?;
     Ok(match plan.next {

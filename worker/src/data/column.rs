@@ -95,12 +95,22 @@ impl Column {
             found: crate::failure::cut(&kind.to_string(), 100),
             wanted: "expected int8, int16, int32, int64, uint8, float32 or float64, or a list of them",
         })?;
-        Ok(Self { name: name.to_owned(), number, list, width: None, rows: 0 })
+        Ok(Self {
+            name: name.to_owned(),
+            number,
+            list,
+            width: None,
+            rows: 0,
+        })
     }
 
     /// Shape of a row: nothing for scalars, the width for lists.
     pub(super) fn shape(&self) -> Vec<usize> {
-        if self.list { vec![self.width.unwrap_or(0)] } else { Vec::new() }
+        if self.list {
+            vec![self.width.unwrap_or(0)]
+        } else {
+            Vec::new()
+        }
     }
 
     /// Bytes of a row.
@@ -140,8 +150,10 @@ impl Column {
         for (row, pair) in offsets.windows(2).enumerate() {
             self.take_width(pair[1].as_usize() - pair[0].as_usize(), row)?;
         }
-        let (Some(first), Some(last)) = (offsets.first(), offsets.last()) else { return Ok(()) };
-        let values = list.values().slice(first.as_usize(), last.as_usize() - first.as_usize());
+        let (Some(begin), Some(end)) = (offsets.first(), offsets.last()) else {
+            return Ok(());
+        };
+        let values = list.values().slice(begin.as_usize(), end.as_usize() - begin.as_usize());
         self.numbers(values.as_ref(), out)
     }
 
@@ -150,7 +162,10 @@ impl Column {
         let problem = match self.width {
             _ if width == 0 => "the list is empty".to_owned(),
             _ if width > MAX_ROW_BYTES / self.number.bytes() => {
-                format!("{width} numbers in one row; at most {} are read", MAX_ROW_BYTES / self.number.bytes())
+                format!(
+                    "{width} numbers in one row; at most {} are read",
+                    MAX_ROW_BYTES / self.number.bytes()
+                )
             }
             None => {
                 self.width = Some(width);
@@ -171,7 +186,13 @@ impl Column {
             Number::Int64 => encode::<Int64Type, 8>(values, out, i64::to_le_bytes),
             Number::UInt8 => encode::<UInt8Type, 1>(values, out, u8::to_le_bytes),
             Number::Float32 => {
-                self.finite(values.as_primitive::<Float32Type>().values().iter().map(|&value| f64::from(value)))?;
+                self.finite(
+                    values
+                        .as_primitive::<Float32Type>()
+                        .values()
+                        .iter()
+                        .map(|&value| f64::from(value)),
+                )?;
                 encode::<Float32Type, 4>(values, out, f32::to_le_bytes);
             }
             Number::Float64 => {
@@ -185,7 +206,10 @@ impl Column {
     fn finite(&self, mut values: impl Iterator<Item = f64>) -> Result<(), Error> {
         match values.position(|value| !value.is_finite()) {
             None => Ok(()),
-            Some(at) => Err(self.value(at / self.width.unwrap_or(1), "a value is NaN or infinite: clean the data".into())),
+            Some(at) => Err(self.value(
+                at / self.width.unwrap_or(1),
+                "a value is NaN or infinite: clean the data".into(),
+            )),
         }
     }
 
@@ -197,11 +221,19 @@ impl Column {
     }
 
     fn value(&self, row: usize, problem: String) -> Error {
-        Error::Value { column: self.name.clone(), row: self.rows + row as u64, problem }
+        Error::Value {
+            column: self.name.clone(),
+            row: self.rows + row as u64,
+            problem,
+        }
     }
 }
 
-fn encode<T: ArrowPrimitiveType, const N: usize>(values: &dyn Array, out: &mut Vec<u8>, bytes: impl Fn(T::Native) -> [u8; N]) {
+fn encode<T: ArrowPrimitiveType, const N: usize>(
+    values: &dyn Array,
+    out: &mut Vec<u8>,
+    bytes: impl Fn(T::Native) -> [u8; N],
+) {
     let values = values.as_primitive::<T>().values();
     out.reserve(values.len() * N);
     for &value in values {
@@ -229,16 +261,21 @@ mod tests {
         let (column, bytes) = read(&Int32Array::from(vec![1, -2])).unwrap();
         assert_eq!((column.shape(), column.row_bytes()), (vec![], 4));
         assert_eq!(bytes, [1, 0, 0, 0, 254, 255, 255, 255]);
-        let list = ListArray::from_iter_primitive::<UInt8Type, _, _>([Some([Some(1), Some(2)]), Some([Some(3), Some(4)])]);
+        let list =
+            ListArray::from_iter_primitive::<UInt8Type, _, _>([Some([Some(1), Some(2)]), Some([Some(3), Some(4)])]);
         let (column, bytes) = read(&list.slice(1, 1)).unwrap();
         assert_eq!((column.shape(), bytes), (vec![2], vec![3, 4]));
-        let fixed = FixedSizeListArray::from_iter_primitive::<Int8Type, _, _>([Some([Some(1), Some(2)]), Some([Some(3), Some(4)])], 2);
+        let fixed = FixedSizeListArray::from_iter_primitive::<Int8Type, _, _>(
+            [Some([Some(1), Some(2)]), Some([Some(3), Some(4)])],
+            2,
+        );
         assert_eq!(read(&fixed.slice(1, 1)).unwrap().1, [3, 4]);
     }
 
     #[test]
     fn what_is_no_number_is_refused() {
-        let ragged = ListArray::from_iter_primitive::<UInt8Type, _, _>([Some(vec![Some(1)]), Some(vec![Some(1), Some(2)])]);
+        let ragged =
+            ListArray::from_iter_primitive::<UInt8Type, _, _>([Some(vec![Some(1)]), Some(vec![Some(1), Some(2)])]);
         let null = ListArray::from_iter_primitive::<UInt8Type, _, _>([Some(vec![Some(1), None])]);
         let empty = ListArray::from_iter_primitive::<UInt8Type, _, _>([Some(Vec::<Option<u8>>::new())]);
         let cases: [(ArrayRef, &str); 6] = [
@@ -246,7 +283,10 @@ mod tests {
             (Arc::new(null), "null"),
             (Arc::new(empty), "empty"),
             (Arc::new(Int32Array::from(vec![Some(1), None])), "null"),
-            (Arc::new(Float32Array::from(vec![1.0, f32::NAN])), "row 1: a value is NaN"),
+            (
+                Arc::new(Float32Array::from(vec![1.0, f32::NAN])),
+                "row 1: a value is NaN",
+            ),
             (Arc::new(StringArray::from(vec!["a"])), "has type Utf8"),
         ];
         for (array, why) in cases {

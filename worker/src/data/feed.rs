@@ -26,14 +26,25 @@ pub fn inputs_of(model: &Model) -> Result<Vec<Input>, Failure> {
     let initialized = |name: &str| model.graph.initializers.iter().any(|tensor| tensor.name == name);
     let mut inputs = Vec::new();
     for info in model.graph.inputs.iter().filter(|info| !initialized(&info.name)) {
-        let declared = info.tensor_type().ok_or_else(|| unusable(&info.name, "it is no tensor of a declared type"))?;
-        inputs.push(Input { name: info.name.clone(), element: declared.element, dims: declared.shape });
+        let declared = info
+            .tensor_type()
+            .ok_or_else(|| unusable(&info.name, "it is no tensor of a declared type"))?;
+        inputs.push(Input {
+            name: info.name.clone(),
+            element: declared.element,
+            dims: declared.shape,
+        });
     }
     Ok(inputs)
 }
 
 fn unusable(input: &str, problem: &str) -> Failure {
-    Error::Binding { input: input.to_owned(), column: "-".into(), problem: problem.to_owned() }.into()
+    Error::Binding {
+        input: input.to_owned(),
+        column: "-".into(),
+        problem: problem.to_owned(),
+    }
+    .into()
 }
 
 /// Staged rows, bound to a model's inputs.
@@ -51,7 +62,11 @@ impl Feed {
         let mut most = usize::MAX;
         let mut bound = Vec::new();
         for input in inputs {
-            let found = staged.header.inputs.iter().position(|staged| staged.input == input.name);
+            let found = staged
+                .header
+                .inputs
+                .iter()
+                .position(|staged| staged.input == input.name);
             let index = found.ok_or_else(|| Error::Binding {
                 input: input.name.clone(),
                 column: "-".into(),
@@ -62,9 +77,18 @@ impl Feed {
             shape(&input, source, 1)?;
             bound.push((input, index));
         }
-        if let Some(extra) = staged.header.inputs.iter().find(|source| !bound.iter().any(|(input, _)| input.name == source.input)) {
+        if let Some(extra) = staged
+            .header
+            .inputs
+            .iter()
+            .find(|source| !bound.iter().any(|(input, _)| input.name == source.input))
+        {
             let names: Vec<&str> = bound.iter().map(|(input, _)| input.name.as_str()).collect();
-            return Err(binding(extra, format!("the model has no such input; it takes {}", names.join(", "))).into());
+            return Err(binding(
+                extra,
+                format!("the model has no such input; it takes {}", names.join(", ")),
+            )
+            .into());
         }
         Ok(Self { staged, bound, most })
     }
@@ -111,16 +135,21 @@ impl Feed {
 }
 
 fn binding(source: &StagedInput, problem: String) -> Error {
-    Error::Binding { input: source.input.clone(), column: source.column.clone(), problem }
+    Error::Binding {
+        input: source.input.clone(),
+        column: source.column.clone(),
+        problem,
+    }
 }
 
 fn batch_limit(input: &Input, source: &StagedInput) -> Result<usize, Error> {
     match input.dims.as_deref() {
         Some([]) => Err(binding(source, "it is a scalar, so it can't be fed row by row".into())),
         Some([Dim::Fixed(1), ..]) => Ok(1),
-        Some([Dim::Fixed(fixed), ..]) => {
-            Err(binding(source, format!("its first dimension is fixed at {fixed}: export the model with a free batch dimension")))
-        }
+        Some([Dim::Fixed(fixed), ..]) => Err(binding(
+            source,
+            format!("its first dimension is fixed at {fixed}: export the model with a free batch dimension"),
+        )),
         _ => Ok(usize::MAX),
     }
 }
@@ -143,7 +172,7 @@ fn shape(input: &Input, source: &StagedInput, count: usize) -> Result<Vec<usize>
     }
     let fits = match free {
         0 => fixed == row,
-        1 => fixed > 0 && row % fixed == 0,
+        1 => fixed > 0 && row.is_multiple_of(fixed),
         _ => false,
     };
     if !fits {
@@ -155,7 +184,13 @@ fn shape(input: &Input, source: &StagedInput, count: usize) -> Result<Vec<usize>
                 Dim::Unknown => "?".into(),
             })
             .collect();
-        return Err(binding(source, format!("a row has {row} numbers, the model takes [{}] a row", declared.join(", "))));
+        return Err(binding(
+            source,
+            format!(
+                "a row has {row} numbers, the model takes [{}] a row",
+                declared.join(", ")
+            ),
+        ));
     }
     for dim in dims {
         shape.push(match dim {

@@ -1,7 +1,7 @@
 //! Rows meet declared shapes and types.
 
-use super::super::staged::{Header, RowWriter, write_header};
 use super::super::Number;
+use super::super::staged::{Header, RowWriter, write_header};
 use super::*;
 
 fn staged(number: Number, shape: Vec<usize>, rows: u64, bytes: &[u8]) -> tempfile::TempDir {
@@ -9,13 +9,29 @@ fn staged(number: Number, shape: Vec<usize>, rows: u64, bytes: &[u8]) -> tempfil
     let mut writer = RowWriter::input(folder.path(), 0).unwrap();
     writer.write(bytes).unwrap();
     writer.finish().unwrap();
-    let input = StagedInput { input: "x".into(), column: "c".into(), number, shape };
-    write_header(folder.path(), &Header { rows, inputs: vec![input] }).unwrap();
+    let input = StagedInput {
+        input: "x".into(),
+        column: "c".into(),
+        number,
+        shape,
+    };
+    write_header(
+        folder.path(),
+        &Header {
+            rows,
+            inputs: vec![input],
+        },
+    )
+    .unwrap();
     folder
 }
 
 fn takes(element: ElementType, dims: Option<Vec<Dim>>) -> Vec<Input> {
-    vec![Input { name: "x".into(), element, dims }]
+    vec![Input {
+        name: "x".into(),
+        element,
+        dims,
+    }]
 }
 
 fn batch() -> Dim {
@@ -29,7 +45,10 @@ fn rows_take_the_declared_shape() {
         (None, vec![2, 4]),
         (Some(vec![batch(), Dim::Unknown]), vec![2, 4]),
         (Some(vec![batch(), Dim::Fixed(4)]), vec![2, 4]),
-        (Some(vec![batch(), Dim::Fixed(1), Dim::Fixed(2), Dim::Fixed(2)]), vec![2, 1, 2, 2]),
+        (
+            Some(vec![batch(), Dim::Fixed(1), Dim::Fixed(2), Dim::Fixed(2)]),
+            vec![2, 1, 2, 2],
+        ),
         (Some(vec![batch(), Dim::Fixed(2), Dim::Unknown]), vec![2, 2, 2]),
     ] {
         let feed = Feed::open(folder.path(), takes(ElementType::Int32, dims)).unwrap();
@@ -40,16 +59,29 @@ fn rows_take_the_declared_shape() {
     let feed = Feed::open(folder.path(), takes(ElementType::Uint8, None)).unwrap();
     let sizes: Vec<usize> = feed.batches(2).map(|batch| batch.unwrap()[0].dims[0]).collect();
     assert_eq!(sizes, [2, 1]);
-    let one = Feed::open(folder.path(), takes(ElementType::Uint8, Some(vec![Dim::Fixed(1), Dim::Fixed(4)]))).unwrap();
+    let one = Feed::open(
+        folder.path(),
+        takes(ElementType::Uint8, Some(vec![Dim::Fixed(1), Dim::Fixed(4)])),
+    )
+    .unwrap();
     assert_eq!((one.batch_limit(), one.batches(8).count()), (1, 3));
 }
 
 #[test]
 fn scalars_feed_models_that_take_one_number_a_row() {
-    let folder = staged(Number::Int64, vec![], 2, &[1_i64.to_le_bytes(), 2_i64.to_le_bytes()].concat());
+    let folder = staged(
+        Number::Int64,
+        vec![],
+        2,
+        &[1_i64.to_le_bytes(), 2_i64.to_le_bytes()].concat(),
+    );
     let feed = Feed::open(folder.path(), takes(ElementType::Int64, Some(vec![batch()]))).unwrap();
     assert_eq!(feed.tensors(0..2).unwrap()[0].dims, [2]);
-    let feed = Feed::open(folder.path(), takes(ElementType::Int64, Some(vec![batch(), Dim::Fixed(1)]))).unwrap();
+    let feed = Feed::open(
+        folder.path(),
+        takes(ElementType::Int64, Some(vec![batch(), Dim::Fixed(1)])),
+    )
+    .unwrap();
     assert_eq!(feed.tensors(0..2).unwrap()[0].dims, [2, 1]);
 }
 
@@ -57,7 +89,10 @@ fn scalars_feed_models_that_take_one_number_a_row() {
 fn what_does_not_fit_is_refused_with_both_sides() {
     let folder = staged(Number::UInt8, vec![4], 1, &[1, 2, 3, 200]);
     for (dims, why) in [
-        (vec![batch(), Dim::Fixed(5)], "a row has 4 numbers, the model takes [5] a row"),
+        (
+            vec![batch(), Dim::Fixed(5)],
+            "a row has 4 numbers, the model takes [5] a row",
+        ),
         (vec![batch(), Dim::Unknown, Dim::Unknown], "[?, ?]"),
         (vec![batch(), Dim::Fixed(0), Dim::Unknown], "[0, ?]"),
         (vec![Dim::Fixed(10), Dim::Fixed(4)], "fixed at 10"),
@@ -70,9 +105,23 @@ fn what_does_not_fit_is_refused_with_both_sides() {
     let error = feed.tensors(0..1).unwrap_err().to_string();
     assert!(error.contains("200 (uint8)") && error.contains("Int8"), "{error}");
     let mut two = takes(ElementType::Uint8, None);
-    two.push(Input { name: "y".into(), element: ElementType::Float, dims: None });
-    assert!(Feed::open(folder.path(), two).unwrap_err().message.contains("binds no column"));
-    assert!(Feed::open(folder.path(), Vec::new()).unwrap_err().message.contains("no such input"));
+    two.push(Input {
+        name: "y".into(),
+        element: ElementType::Float,
+        dims: None,
+    });
+    assert!(
+        Feed::open(folder.path(), two)
+            .unwrap_err()
+            .message
+            .contains("binds no column")
+    );
+    assert!(
+        Feed::open(folder.path(), Vec::new())
+            .unwrap_err()
+            .message
+            .contains("no such input")
+    );
 }
 
 #[test]

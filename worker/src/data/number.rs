@@ -64,7 +64,11 @@ fn same(number: Number, target: ElementType) -> bool {
     )
 }
 
-#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "checked by converting back")]
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "checked by converting back"
+)]
 fn integer(value: i64, target: ElementType, out: &mut Vec<u8>) -> Option<()> {
     match target {
         ElementType::Int8 => out.extend(i8::try_from(value).ok()?.to_le_bytes()),
@@ -90,7 +94,12 @@ fn integer(value: i64, target: ElementType, out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::float_cmp, reason = "exactness is the question")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::float_cmp,
+    reason = "exactness is the question"
+)]
 fn float(value: f64, target: ElementType, out: &mut Vec<u8>) -> Option<()> {
     match target {
         ElementType::Float => {
@@ -116,18 +125,41 @@ mod tests {
     #[test]
     fn values_that_fit_are_converted_and_others_are_named() {
         let wide = |values: &[i64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        assert_eq!(convert(Number::Int64, wide(&[1, -1]), ElementType::Int8).unwrap(), [1, 255]);
-        assert_eq!(convert(Number::Int64, wide(&[1, 300]), ElementType::Uint8).unwrap_err(), (1, "300".into()));
-        assert_eq!(convert(Number::Int64, wide(&[(1 << 24) + 1]), ElementType::Float).unwrap_err().0, 0);
+        assert_eq!(
+            convert(Number::Int64, wide(&[1, -1]), ElementType::Int8).unwrap(),
+            [1, 255]
+        );
+        assert_eq!(
+            convert(Number::Int64, wide(&[1, 300]), ElementType::Uint8).unwrap_err(),
+            (1, "300".into())
+        );
+        assert_eq!(
+            convert(Number::Int64, wide(&[(1 << 24) + 1]), ElementType::Float)
+                .unwrap_err()
+                .0,
+            0
+        );
         assert!(convert(Number::Int64, wide(&[i64::MAX]), ElementType::Float).is_err());
         assert!(convert(Number::Int64, wide(&[i64::MIN]), ElementType::Double).is_ok());
-        assert_eq!(convert(Number::UInt8, vec![2], ElementType::Int32).unwrap(), [2, 0, 0, 0]);
-        assert_eq!(convert(Number::UInt8, vec![2], ElementType::Bool).unwrap_err(), (0, "2".into()));
+        assert_eq!(
+            convert(Number::UInt8, vec![2], ElementType::Int32).unwrap(),
+            [2, 0, 0, 0]
+        );
+        assert_eq!(
+            convert(Number::UInt8, vec![2], ElementType::Bool).unwrap_err(),
+            (0, "2".into())
+        );
         assert!(convert(Number::UInt8, vec![2], ElementType::String).is_err());
         let floats = |values: &[f64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         assert!(convert(Number::Float64, floats(&[0.5]), ElementType::Float).is_ok());
-        assert_eq!(convert(Number::Float64, floats(&[0.1]), ElementType::Float).unwrap_err(), (0, "0.1".into()));
-        assert_eq!(convert(Number::Float64, floats(&[3.0]), ElementType::Int32).unwrap(), [3, 0, 0, 0]);
+        assert_eq!(
+            convert(Number::Float64, floats(&[0.1]), ElementType::Float).unwrap_err(),
+            (0, "0.1".into())
+        );
+        assert_eq!(
+            convert(Number::Float64, floats(&[3.0]), ElementType::Int32).unwrap(),
+            [3, 0, 0, 0]
+        );
         assert!(convert(Number::Float64, floats(&[3.5]), ElementType::Int32).is_err());
         assert!(convert(Number::Float64, floats(&[1e300]), ElementType::Int64).is_err());
     }

@@ -65,7 +65,10 @@ mod tests {
         assert_eq!(int8, int64);
         assert_eq!(int8, float32);
         assert_ne!(int8, print(Number::UInt8, &[7, 0xff]));
-        assert_ne!(print(Number::Float32, &0.1_f32.to_le_bytes()), print(Number::Float32, &0.2_f32.to_le_bytes()));
+        assert_ne!(
+            print(Number::Float32, &0.1_f32.to_le_bytes()),
+            print(Number::Float32, &0.2_f32.to_le_bytes())
+        );
         assert_ne!(print(Number::Int8, &[1]), print(Number::Int8, &[1, 1]));
     }
 }

@@ -15,10 +15,10 @@ use assayer_crds::contract::InputBinding;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
+use super::Error;
 use super::column::Column;
 use super::overlap::{Fingerprint, Fingerprints};
 use super::staged::{Header, RowWriter, StagedInput, write_header};
-use super::Error;
 use crate::failure::Failure;
 
 /// Rows that are decoded at once.
@@ -52,8 +52,9 @@ pub fn split(parquet: &Path, split: &Split<'_>) -> Result<u64, Failure> {
         .into());
     }
     let mut source = Source::open(parquet, split.inputs, split.label.map(|(label, _)| label))?;
-    let mut writers: Vec<RowWriter> =
-        (0..split.inputs.len()).map(|index| RowWriter::input(split.into, index)).collect::<Result<_, _>>()?;
+    let mut writers: Vec<RowWriter> = (0..split.inputs.len())
+        .map(|index| RowWriter::input(split.into, index))
+        .collect::<Result<_, _>>()?;
     let mut labels = split.label.map(|(_, folder)| RowWriter::labels(folder)).transpose()?;
     let (mut rows, mut shared, mut first_shared) = (0_u64, 0_u64, 0_u64);
     let most = split.most.unwrap_or(u64::MAX);
@@ -79,16 +80,31 @@ pub fn split(parquet: &Path, split: &Split<'_>) -> Result<u64, Failure> {
         return Err(Error::Empty.into());
     }
     if shared > 0 {
-        return Err(Error::Shared { count: shared, rows, first: first_shared }.into());
+        return Err(Error::Shared {
+            count: shared,
+            rows,
+            first: first_shared,
+        }
+        .into());
     }
     writers.into_iter().chain(labels).try_for_each(RowWriter::finish)?;
-    let inputs = split.inputs.iter().zip(&source.columns).map(|(bound, column)| StagedInput {
-        input: bound.name.clone(),
-        column: bound.column.clone(),
-        number: column.number,
-        shape: column.shape(),
-    });
-    write_header(split.into, &Header { rows, inputs: inputs.collect() })?;
+    let inputs = split
+        .inputs
+        .iter()
+        .zip(&source.columns)
+        .map(|(bound, column)| StagedInput {
+            input: bound.name.clone(),
+            column: bound.column.clone(),
+            number: column.number,
+            shape: column.shape(),
+        });
+    write_header(
+        split.into,
+        &Header {
+            rows,
+            inputs: inputs.collect(),
+        },
+    )?;
     Ok(rows)
 }
 
@@ -137,8 +153,18 @@ impl<'a> Source<'a> {
                 roots.push(index);
             }
             let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-            let reader = builder.with_projection(mask).with_batch_size(BATCH).build().map_err(unreadable)?;
-            Ok(Self { reader, inputs, columns, label, rows: 0 })
+            let reader = builder
+                .with_projection(mask)
+                .with_batch_size(BATCH)
+                .build()
+                .map_err(unreadable)?;
+            Ok(Self {
+                reader,
+                inputs,
+                columns,
+                label,
+                rows: 0,
+            })
         })
     }
 
@@ -148,9 +174,15 @@ impl<'a> Source<'a> {
             return Ok(None);
         }
         guarded(|| {
-            let Some(batch) = self.reader.next() else { return Ok(None) };
+            let Some(batch) = self.reader.next() else {
+                return Ok(None);
+            };
             let batch = batch.map_err(unreadable)?;
-            let batch = if batch.num_rows() > most { batch.slice(0, most) } else { batch };
+            let batch = if batch.num_rows() > most {
+                batch.slice(0, most)
+            } else {
+                batch
+            };
             let mut columns = Vec::new();
             for (bound, column) in self.inputs.iter().zip(&mut self.columns) {
                 let mut bytes = Vec::new();
@@ -162,7 +194,11 @@ impl<'a> Source<'a> {
                 None => Vec::new(),
             };
             self.rows += batch.num_rows() as u64;
-            Ok(Some(Batch { rows: batch.num_rows(), columns, labels }))
+            Ok(Some(Batch {
+                rows: batch.num_rows(),
+                columns,
+                labels,
+            }))
         })
     }
 
@@ -180,8 +216,16 @@ impl<'a> Source<'a> {
 
 fn find(schema: &Schema, column: &str) -> Result<usize, Error> {
     schema.index_of(column).map_err(|_| {
-        let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).take(20).collect();
-        Error::Missing { column: column.to_owned(), available: crate::failure::cut(&names.join(", "), 300) }
+        let names: Vec<&str> = schema
+            .fields()
+            .iter()
+            .map(|field| field.name().as_str())
+            .take(20)
+            .collect();
+        Error::Missing {
+            column: column.to_owned(),
+            available: crate::failure::cut(&names.join(", "), 300),
+        }
     })
 }
 
@@ -198,7 +242,11 @@ fn check_label(column: &str, kind: &DataType) -> Result<(), Error> {
         }
         _ => "a label is the class index: an integer from 0",
     };
-    Err(Error::Type { column: column.to_owned(), found: crate::failure::cut(&kind.to_string(), 100), wanted })
+    Err(Error::Type {
+        column: column.to_owned(),
+        found: crate::failure::cut(&kind.to_string(), 100),
+        wanted,
+    })
 }
 
 fn labels(column: &str, array: &dyn Array, before: u64) -> Result<Vec<i64>, Error> {
@@ -228,11 +276,19 @@ fn labels(column: &str, array: &dyn Array, before: u64) -> Result<Vec<i64>, Erro
 
 fn unreadable(error: impl std::fmt::Display) -> Error {
     let text = error.to_string();
-    let hint = if text.contains("Disabled feature") { " (write it with snappy or without compression)" } else { "" };
+    let hint = if text.contains("Disabled feature") {
+        " (write it with snappy or without compression)"
+    } else {
+        ""
+    };
     Error::Unreadable(format!("{}{hint}", crate::failure::cut(&text, 400)))
 }
 
 /// The Parquet reader panics on some damaged files: that is the file's fault, not a bug of ours.
 fn guarded<T>(read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(Error::Unreadable("the Parquet reader broke on it: it is damaged".into())))
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(Error::Unreadable(
+            "the Parquet reader broke on it: it is damaged".into(),
+        ))
+    })
 }

@@ -66,7 +66,10 @@ impl RowWriter {
 
     fn create(path: PathBuf) -> Result<Self, Error> {
         let file = File::create(&path).map_err(Error::disk("create", &path))?;
-        Ok(Self { out: BufWriter::with_capacity(256 * 1024, file), path })
+        Ok(Self {
+            out: BufWriter::with_capacity(256 * 1024, file),
+            path,
+        })
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
@@ -101,7 +104,10 @@ impl Staged {
             let file = File::open(&path).map_err(Error::disk("open", &path))?;
             let length = file.metadata().map_err(Error::disk("inspect", &path))?.len();
             if Some(length) != header.rows.checked_mul(input.row_bytes() as u64) {
-                return Err(bug(format!("staged input `{}` has {length} bytes for {} rows", input.input, header.rows)));
+                return Err(bug(format!(
+                    "staged input `{}` has {length} bytes for {} rows",
+                    input.input, header.rows
+                )));
             }
             files.push(file);
         }

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ::parquet::arrow::ArrowWriter;
 use arrow_array::types::Int32Type;
 use arrow_array::{ArrayRef, Float32Array, Int64Array, ListArray, RecordBatch, StringArray};
 use assayer_crds::contract::{InputBinding, reasons};
-use ::parquet::arrow::ArrowWriter;
 
 use super::*;
 use crate::failure::Failure;
@@ -20,7 +20,9 @@ fn write(path: &Path, columns: Vec<(&str, ArrayRef)>) {
 }
 
 fn features(rows: std::ops::Range<i32>) -> ArrayRef {
-    Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(rows.map(|row| Some(vec![Some(row), Some(row * 2)]))))
+    Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(
+        rows.map(|row| Some(vec![Some(row), Some(row * 2)])),
+    ))
 }
 
 fn labels(rows: std::ops::Range<i64>) -> ArrayRef {
@@ -28,7 +30,10 @@ fn labels(rows: std::ops::Range<i64>) -> ArrayRef {
 }
 
 fn bound() -> Vec<InputBinding> {
-    vec![InputBinding { name: "bytes".into(), column: "features".into() }]
+    vec![InputBinding {
+        name: "bytes".into(),
+        column: "features".into(),
+    }]
 }
 
 struct Folder {
@@ -49,20 +54,39 @@ impl Folder {
 
     fn split(&self, most: Option<u64>, forbidden: Option<&Fingerprints>) -> Result<u64, Failure> {
         let (inputs, into, labels) = (bound(), self.dir.path().join("inputs"), self.dir.path().join("labels"));
-        split(&self.parquet, &Split { inputs: &inputs, label: Some(("label", &labels)), most, forbidden, into: &into })
+        split(
+            &self.parquet,
+            &Split {
+                inputs: &inputs,
+                label: Some(("label", &labels)),
+                most,
+                forbidden,
+                into: &into,
+            },
+        )
     }
 }
 
 #[test]
 fn inputs_and_labels_part_ways() {
-    let folder = Folder::with(vec![("features", features(0..600)), ("label", labels(0..600)), ("extra", labels(0..600))]);
+    let folder = Folder::with(vec![
+        ("features", features(0..600)),
+        ("label", labels(0..600)),
+        ("extra", labels(0..600)),
+    ]);
     assert_eq!(folder.split(None, None).unwrap(), 600);
     let staged = Staged::open(&folder.dir.path().join("inputs")).unwrap();
     assert_eq!((staged.header.rows, &staged.header.inputs[0].shape), (600, &vec![2]));
-    assert_eq!(staged.rows(0, 599, 1).unwrap(), [599_i32.to_le_bytes(), 1198_i32.to_le_bytes()].concat());
+    assert_eq!(
+        staged.rows(0, 599, 1).unwrap(),
+        [599_i32.to_le_bytes(), 1198_i32.to_le_bytes()].concat()
+    );
     let labels = read_labels(&folder.dir.path().join("labels")).unwrap();
     assert_eq!((labels.len(), labels[599]), (600, 599 % 3));
-    let names: Vec<_> = std::fs::read_dir(folder.dir.path().join("inputs")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> = std::fs::read_dir(folder.dir.path().join("inputs"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(names.len(), 2, "only the header and one column: {names:?}");
     assert_eq!(folder.split(Some(300), None).unwrap(), 300);
     assert_eq!(read_labels(&folder.dir.path().join("labels")).unwrap().len(), 300);
@@ -75,7 +99,11 @@ fn shared_rows_are_found_whatever_type_stores_them() {
     let evaluation = Folder::with(vec![("features", features(0..100)), ("label", labels(0..100))]);
     let failure = evaluation.split(None, Some(&prints)).unwrap_err();
     assert_eq!(failure.reason, reasons::DATA_SHARED);
-    assert!(failure.message.contains("5 of 100") && failure.message.contains("row 95"), "{}", failure.message);
+    assert!(
+        failure.message.contains("5 of 100") && failure.message.contains("row 95"),
+        "{}",
+        failure.message
+    );
     let other = Folder::with(vec![("features", features(200..300)), ("label", labels(0..100))]);
     assert_eq!(other.split(None, Some(&prints)).unwrap(), 100);
 }
@@ -87,13 +115,41 @@ fn bad_sets_are_refused_with_the_reason() {
     let floats: ArrayRef = Arc::new(Float32Array::from(vec![0.0, 1.0]));
     let nulls: ArrayRef = Arc::new(Int64Array::from(vec![Some(0), None]));
     for (columns, reason, why) in [
-        (vec![("features", features(0..2))], reasons::COLUMN_MISSING, "column `label` is not in the data set; it has features"),
-        (vec![("label", labels(0..2))], reasons::COLUMN_MISSING, "column `features`"),
-        (vec![("features", features(0..0)), ("label", labels(0..0))], reasons::DATA_EMPTY, "no rows"),
-        (vec![("features", features(0..2)), ("label", negative)], reasons::DATA_INVALID, "row 1: a label is negative"),
-        (vec![("features", features(0..2)), ("label", names)], reasons::DATA_INVALID, "write the class index"),
-        (vec![("features", features(0..2)), ("label", floats)], reasons::DATA_INVALID, "an integer from 0"),
-        (vec![("features", features(0..2)), ("label", nulls)], reasons::DATA_INVALID, "null"),
+        (
+            vec![("features", features(0..2))],
+            reasons::COLUMN_MISSING,
+            "column `label` is not in the data set; it has features",
+        ),
+        (
+            vec![("label", labels(0..2))],
+            reasons::COLUMN_MISSING,
+            "column `features`",
+        ),
+        (
+            vec![("features", features(0..0)), ("label", labels(0..0))],
+            reasons::DATA_EMPTY,
+            "no rows",
+        ),
+        (
+            vec![("features", features(0..2)), ("label", negative)],
+            reasons::DATA_INVALID,
+            "row 1: a label is negative",
+        ),
+        (
+            vec![("features", features(0..2)), ("label", names)],
+            reasons::DATA_INVALID,
+            "write the class index",
+        ),
+        (
+            vec![("features", features(0..2)), ("label", floats)],
+            reasons::DATA_INVALID,
+            "an integer from 0",
+        ),
+        (
+            vec![("features", features(0..2)), ("label", nulls)],
+            reasons::DATA_INVALID,
+            "null",
+        ),
     ] {
         let failure = Folder::with(columns).split(None, None).unwrap_err();
         assert_eq!(failure.reason, reason, "{}", failure.message);
@@ -104,11 +160,25 @@ fn bad_sets_are_refused_with_the_reason() {
 #[test]
 fn a_label_that_is_an_input_is_refused() {
     let folder = Folder::with(vec![("features", features(0..2)), ("label", labels(0..2))]);
-    let inputs = vec![InputBinding { name: "bytes".into(), column: "label".into() }];
+    let inputs = vec![InputBinding {
+        name: "bytes".into(),
+        column: "label".into(),
+    }];
     let labels = folder.dir.path().join("labels");
     let into = folder.dir.path().join("inputs");
-    let asked = Split { inputs: &inputs, label: Some(("label", &labels)), most: None, forbidden: None, into: &into };
-    assert!(split(&folder.parquet, &asked).unwrap_err().message.contains("also the label"));
+    let asked = Split {
+        inputs: &inputs,
+        label: Some(("label", &labels)),
+        most: None,
+        forbidden: None,
+        into: &into,
+    };
+    assert!(
+        split(&folder.parquet, &asked)
+            .unwrap_err()
+            .message
+            .contains("also the label")
+    );
 }
 
 #[test]
@@ -125,7 +195,12 @@ fn damaged_files_are_refused_wherever_they_are_damaged() {
         flipped[at] ^= 0x55;
         std::fs::write(&folder.parquet, &flipped).unwrap();
         if let Err(failure) = folder.split(None, None) {
-            assert_ne!(failure.class, crate::failure::FailureClass::Bug, "{at}: {}", failure.message);
+            assert_ne!(
+                failure.class,
+                crate::failure::FailureClass::Bug,
+                "{at}: {}",
+                failure.message
+            );
         }
     }
 }

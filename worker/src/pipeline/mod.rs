@@ -25,14 +25,16 @@ pub type Done = Option<(Runtime, Outcome)>;
 /// Does the part of `role` in the plan's work.
 pub fn perform(role: Role, plan: &WorkerPlan, layout: &Layout, program: &Program) -> Result<Done> {
     match (role, &plan.work) {
-        (Role::Stage, Work::Make(make)) => stage::make(make, layout, &access(plan, &layout.pull_secret())?).map(|()| None),
+        (Role::Stage, Work::Make(make)) => {
+            stage::make(make, layout, &access(plan, &layout.pull_secret())?).map(|()| None)
+        }
         (Role::Stage, Work::Measure(measure)) => {
             stage::measure(measure, layout, &access(plan, &layout.pull_secret())?).map(|()| None)
         }
         (Role::Optimize, Work::Make(make)) => optimize::optimize(make, layout).map(|()| None),
         (Role::Publish, Work::Make(make)) => {
-            let (runtime, made) = publish::publish(make, layout, &access(plan, &layout.push_secret())?)?;
-            Ok(Some((runtime, Outcome::Made(made))))
+            let (runtime, published) = publish::publish(make, layout, &access(plan, &layout.push_secret())?)?;
+            Ok(Some((runtime, Outcome::Made(published))))
         }
         (Role::Run, Work::Measure(measure)) => run::run(measure, layout, program).map(|()| None),
         (Role::Score, Work::Measure(measure)) => {
@@ -55,12 +57,18 @@ pub fn started(role: Role, layout: &Layout) -> Start {
 }
 
 fn not_in(role: Role, work: &str) -> Failure {
-    refused(reasons::PLAN_INVALID, format!("`{}` is no part of a {work} plan", role.as_str()))
+    refused(
+        reasons::PLAN_INVALID,
+        format!("`{}` is no part of a {work} plan", role.as_str()),
+    )
 }
 
 fn access(plan: &WorkerPlan, secret: &Path) -> Result<Access> {
     let credentials = Credentials::from_folder(secret)?;
-    Ok(Access { plain_http: plan.plain_http.clone(), credentials })
+    Ok(Access {
+        plain_http: plan.plain_http.clone(),
+        credentials,
+    })
 }
 
 /// Runs one future to its end; the roles are processes of their own and need no more than that.

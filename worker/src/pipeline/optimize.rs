@@ -55,14 +55,21 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     clear(&out)?;
     let files = storage::list(&baseline, storage::Limits::default())?;
     let source = storage::single(&baseline, "onnx", &files, "baseline")?;
-    let runtime = session::Runtime::load(None).map_err(|error| provider::failure_of(&error, reasons::RUNTIME_FAILED))?;
+    let runtime =
+        session::Runtime::load(None).map_err(|error| provider::failure_of(&error, reasons::RUNTIME_FAILED))?;
     sandbox::enter(Level::Model)?;
     let limits = Limits::default();
     let feed = feed(plan, layout, &source, &limits)?;
     let used = std::cell::Cell::new(0_u64);
     let mut batches = feed.batches(BATCH).map(|batch| {
         let batch = batch.map_err(|error| -> DataError { Box::new(error) })?;
-        used.set(used.get() + batch.first().and_then(|tensor| tensor.dims.first()).map_or(0, |rows| *rows as u64));
+        used.set(
+            used.get()
+                + batch
+                    .first()
+                    .and_then(|tensor| tensor.dims.first())
+                    .map_or(0, |rows| *rows as u64),
+        );
         Ok(batch)
     });
     let folder = out.join(MODEL);
@@ -75,7 +82,8 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         threads: threads as usize,
         limits,
     };
-    let report = optimize::optimize(&runtime, &request, &mut batches, &mut progress).map_err(|error| failure(&error))?;
+    let report =
+        optimize::optimize(&runtime, &request, &mut batches, &mut progress).map_err(|error| failure(&error))?;
     let made = storage::list(&folder, storage::Limits::default())?;
     let note = OptimizeNote {
         runtime: describe(provider::version(&runtime), threads),
@@ -87,7 +95,11 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         seconds: begin.elapsed().as_secs_f64(),
         peak_memory_bytes: machine::peak_memory("self").ok_or_else(|| bug("the kernel tells no peak memory"))?,
     };
-    tracing::info!(seconds = note.seconds, peak_memory_bytes = note.peak_memory_bytes, "candidate is made");
+    tracing::info!(
+        seconds = note.seconds,
+        peak_memory_bytes = note.peak_memory_bytes,
+        "candidate is made"
+    );
     Start::found(&layout.inputs()).leave(&out)?;
     write_note(&out.join(NOTE), &note)
 }
@@ -125,8 +137,12 @@ fn stage(stage: &stages::Stage) -> Result<Stage> {
             CalibrationKind::Entropy => Method::Entropy,
             CalibrationKind::Percentile => {
                 let percentile = method.percentile.as_deref().unwrap_or("99.999");
-                let percentile = units::decimal(percentile)
-                    .map_err(|error| refused(reasons::PLAN_INVALID, format!("quantize.calibration.percentile: {error}")))?;
+                let percentile = units::decimal(percentile).map_err(|error| {
+                    refused(
+                        reasons::PLAN_INVALID,
+                        format!("quantize.calibration.percentile: {error}"),
+                    )
+                })?;
                 Method::Percentile(percentile)
             }
         },
@@ -149,7 +165,14 @@ fn passes_of(report: &OptimizeReport) -> Vec<PassReport> {
     let pass = |pass: &passes::Report| PassReport {
         name: pass.name.to_owned(),
         changed: pass.changed as u64,
-        left: pass.left.iter().map(|left| Left { node: left.node.clone(), why: left.why.clone() }).collect(),
+        left: pass
+            .left
+            .iter()
+            .map(|left| Left {
+                node: left.node.clone(),
+                why: left.why.clone(),
+            })
+            .collect(),
     };
     report.passes.iter().map(pass).collect()
 }
@@ -161,20 +184,25 @@ fn failure(error: &optimize::Error) -> Failure {
     match error {
         E::Model(error) => model_failure("baseline", error),
         E::Pass(passes::Error::NoEffect { .. }) => refused(reasons::NO_EFFECT, message),
-        E::Pass(passes::Error::Setting { .. }) => refused(reasons::PLAN_INVALID, message),
-        E::Pass(passes::Error::NotFinite { .. }) => refused(reasons::MODEL_INVALID, message),
+        E::Pass(passes::Error::Setting { .. }) | E::Calibration(calibrate::Error::Percentile(_)) => {
+            refused(reasons::PLAN_INVALID, message)
+        }
+        E::Pass(passes::Error::NotFinite { .. }) | E::Calibration(calibrate::Error::NotFloat { .. }) => {
+            refused(reasons::MODEL_INVALID, message)
+        }
         E::Pass(passes::Error::Graph(error)) | E::Calibration(calibrate::Error::Graph(error)) => {
             model_failure("baseline", error)
         }
         E::Calibration(calibrate::Error::Data(error)) | E::Data(error) => data_failure(error.as_ref(), &message),
         E::Calibration(calibrate::Error::Session(error)) => provider::failure_of(error, reasons::RUNTIME_FAILED),
         E::Calibration(calibrate::Error::Empty) | E::NoSample => refused(reasons::DATA_EMPTY, message),
-        E::Calibration(calibrate::Error::Percentile(_)) => refused(reasons::PLAN_INVALID, message),
         E::Calibration(calibrate::Error::NotFinite { .. } | calibrate::Error::NeverSeen { .. }) => {
             refused(reasons::DATA_INVALID, message)
         }
-        E::Calibration(calibrate::Error::NotFloat { .. }) => refused(reasons::MODEL_INVALID, message),
-        E::Run { which: "candidate", source } => provider::failure_of(source, reasons::CANDIDATE_BROKEN),
+        E::Run {
+            which: "candidate",
+            source,
+        } => provider::failure_of(source, reasons::CANDIDATE_BROKEN),
         E::Run { source, .. } => provider::failure_of(source, reasons::RUNTIME_FAILED),
         E::Unfaithful { .. } => refused(reasons::CANDIDATE_BROKEN, message),
     }
@@ -208,24 +236,39 @@ mod tests {
 
     #[test]
     fn stages_keep_their_settings() {
-        let percentile = CalibrationMethod { method: CalibrationKind::Percentile, percentile: Some("99.9".into()) };
+        let percentile = CalibrationMethod {
+            method: CalibrationKind::Percentile,
+            percentile: Some("99.9".into()),
+        };
         let Stage::Quantize(quantize) = stage(&planned(Some(percentile))).unwrap();
         assert_eq!(quantize.calibration, Method::Percentile(99.9));
-        assert_eq!((quantize.mode, quantize.granularity), (Mode::Static, Granularity::PerTensor));
+        assert_eq!(
+            (quantize.mode, quantize.granularity),
+            (Mode::Static, Granularity::PerTensor)
+        );
         let Stage::Quantize(quantize) = stage(&planned(None)).unwrap();
         assert_eq!(quantize.calibration, Method::MinMax);
     }
 
     #[test]
     fn stages_that_say_nothing_are_refused() {
-        assert_eq!(stage(&stages::Stage { quantize: None }).unwrap_err().reason, reasons::PLAN_INVALID);
-        let odd = CalibrationMethod { method: CalibrationKind::Percentile, percentile: Some("many".into()) };
+        assert_eq!(
+            stage(&stages::Stage { quantize: None }).unwrap_err().reason,
+            reasons::PLAN_INVALID
+        );
+        let odd = CalibrationMethod {
+            method: CalibrationKind::Percentile,
+            percentile: Some("many".into()),
+        };
         assert!(stage(&planned(Some(odd))).unwrap_err().message.contains("percentile"));
     }
 
     #[test]
     fn a_stage_without_effect_is_refused_as_such() {
-        let error = optimize::Error::Pass(passes::Error::NoEffect { pass: "quantize", why: "no Conv".into() });
+        let error = optimize::Error::Pass(passes::Error::NoEffect {
+            pass: "quantize",
+            why: "no Conv".into(),
+        });
         assert_eq!(failure(&error).reason, reasons::NO_EFFECT);
         assert_eq!(failure(&optimize::Error::NoSample).reason, reasons::DATA_EMPTY);
     }

@@ -17,7 +17,10 @@ pub(super) fn publish(plan: &MakePlan, layout: &Layout, access: &Access) -> Resu
     let note: OptimizeNote = read_note(&layout.out().join(NOTE))?;
     let packed = storage::pack_folder(&layout.out().join(MODEL))?;
     if packed.model_digest != note.model_digest {
-        return Err(bug(format!("the candidate changed between optimize ({}) and publish ({})", note.model_digest, packed.model_digest)));
+        return Err(bug(format!(
+            "the candidate changed between optimize ({}) and publish ({})",
+            note.model_digest, packed.model_digest
+        )));
     }
     let tag = candidate_tag(&plan.candidate, &packed.model_digest);
     let uri = if layout.is_local() && !plan.output.contains("://") {
@@ -26,7 +29,10 @@ pub(super) fn publish(plan: &MakePlan, layout: &Layout, access: &Access) -> Resu
     } else {
         let location = Location::parse(&plan.output)?;
         if location.tag.is_some() || location.digest.is_some() {
-            let message = format!("output.uri `{}` names a tag or digest: name the repository only", plan.output);
+            let message = format!(
+                "output.uri `{}` names a tag or digest: name the repository only",
+                plan.output
+            );
             return Err(refused(reasons::PLAN_INVALID, message));
         }
         block_on(storage::push(&packed, &location, &tag, access))?.uri

@@ -28,9 +28,18 @@ pub(super) fn make(plan: &MakePlan, layout: &Layout, access: &Access) -> Result<
         let into = inputs.as_path();
         let rows = with_data(&calibration.uri, into, layout, access, |parquet| {
             let most = Some(u64::from(calibration.samples));
-            data::split(parquet, &Split { inputs: &plan.inputs, label: None, most, forbidden: None, into })
+            data::split(
+                parquet,
+                &Split {
+                    inputs: &plan.inputs,
+                    label: None,
+                    most,
+                    forbidden: None,
+                    into,
+                },
+            )
         })
-        .map_err(|failure| about("data.calibration", failure))?;
+        .map_err(|failure| about("data.calibration", &failure))?;
         tracing::info!(rows, "calibration data is staged");
     }
     start.leave(&inputs)
@@ -44,12 +53,16 @@ pub(super) fn measure(plan: &MeasurePlan, layout: &Layout, access: &Access) -> R
     clear(&labels)?;
     let baseline = model(&plan.baseline, "baseline", &layout.baseline(), layout, access)?;
     let candidate = plan.candidate.as_ref();
-    let candidate = candidate.map(|source| model(source, "candidate", &layout.candidate(), layout, access)).transpose()?;
+    let candidate = candidate
+        .map(|source| model(source, "candidate", &layout.candidate(), layout, access))
+        .transpose()?;
     // Data with labels is never put into a folder that `run` sees, not even for a moment.
     let forbidden: Option<Fingerprints> = match &plan.disjoint_from {
         Some(uri) => {
-            let found = with_data(uri, &labels, layout, access, |parquet| data::fingerprints(parquet, &plan.inputs));
-            Some(found.map_err(|failure| about("data.calibration", failure))?)
+            let found = with_data(uri, &labels, layout, access, |parquet| {
+                data::fingerprints(parquet, &plan.inputs)
+            });
+            Some(found.map_err(|failure| about("data.calibration", &failure))?)
         }
         None => None,
     };
@@ -63,9 +76,16 @@ pub(super) fn measure(plan: &MeasurePlan, layout: &Layout, access: &Access) -> R
         };
         data::split(parquet, &split)
     })
-    .map_err(|failure| about("data.evaluation", failure))?;
+    .map_err(|failure| about("data.evaluation", &failure))?;
     tracing::info!(rows, "evaluation data is staged");
-    write_note(&labels.join(STAGED), &StagedModels { baseline, candidate, rows })?;
+    write_note(
+        &labels.join(STAGED),
+        &StagedModels {
+            baseline,
+            candidate,
+            rows,
+        },
+    )?;
     start.leave(&labels)?;
     start.leave(&inputs)
 }
@@ -73,9 +93,13 @@ pub(super) fn measure(plan: &MeasurePlan, layout: &Layout, access: &Access) -> R
 /// Fetches a model and checks that it is the one that was asked for.
 fn model(source: &ModelSource, name: &str, into: &Path, layout: &Layout, access: &Access) -> Result<StagedModel> {
     clear(into)?;
-    let fetched = fetch(&source.uri, into, layout, access).map_err(|failure| about(name, failure))?;
-    storage::single(into, "onnx", &fetched.files, &source.uri).map_err(|error| about(name, error.into()))?;
-    if let Some(expected) = source.model_digest.as_ref().filter(|expected| **expected != fetched.model_digest) {
+    let fetched = fetch(&source.uri, into, layout, access).map_err(|failure| about(name, &failure))?;
+    storage::single(into, "onnx", &fetched.files, &source.uri).map_err(|error| about(name, &error.into()))?;
+    if let Some(expected) = source
+        .model_digest
+        .as_ref()
+        .filter(|expected| **expected != fetched.model_digest)
+    {
         let mismatch = Error::DigestMismatch {
             what: format!("model digest of the {name}, {}", source.uri),
             expected: expected.to_string(),
@@ -85,7 +109,11 @@ fn model(source: &ModelSource, name: &str, into: &Path, layout: &Layout, access:
     }
     let bytes = fetched.files.iter().map(|file| file.size).sum();
     tracing::info!(name, digest = %fetched.model_digest, bytes, "model is staged");
-    Ok(StagedModel { model_digest: fetched.model_digest, files: fetched.files.len() as u64, bytes })
+    Ok(StagedModel {
+        model_digest: fetched.model_digest,
+        files: fetched.files.len() as u64,
+        bytes,
+    })
 }
 
 /// Fetches a data set into a folder inside `beside`, reads it and removes it again.
@@ -110,6 +138,6 @@ fn fetch(uri: &str, into: &Path, layout: &Layout, access: &Access) -> Result<Fet
 }
 
 /// Says which field of the plan a failure is about.
-fn about(what: &str, failure: Failure) -> Failure {
+fn about(what: &str, failure: &Failure) -> Failure {
     crate::failure::failure(failure.class, &failure.reason, format!("{what}: {}", failure.message))
 }

@@ -14,7 +14,7 @@ use crate::data::{Feed, Input};
 use crate::failure::{Failure, Result, bug, reasons, refused};
 use crate::onnx::shown;
 use crate::sandbox::{self, Level};
-use crate::session::{self, Options, Optimize, Output, Runtime, Session};
+use crate::session::{self, Optimize, Options, Output, Runtime, Session};
 
 /// Answers on `out` until `input` ends. Returns whether it ended in good order.
 pub fn serve(mut input: impl BufRead, mut out: impl Write) -> bool {
@@ -33,7 +33,9 @@ fn serve_inner(input: &mut impl BufRead, out: &mut impl Write) -> Result<()> {
     let broken = |error: std::io::Error| bug(format!("the pipe to the measuring process broke: {error}"));
     // Native code that hangs does not notice that nobody listens any more.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| broken(error.into()))?;
-    let Some(setup) = hear::<Setup>(input).map_err(broken)? else { return Ok(()) };
+    let Some(setup) = hear::<Setup>(input).map_err(broken)? else {
+        return Ok(());
+    };
     let mut model = Loaded::open(&setup)?;
     let ready = Answer::Ready {
         onnxruntime: model.version.clone(),
@@ -85,13 +87,22 @@ impl Loaded {
             let there: Vec<String> = session.outputs().iter().map(|name| shown(name)).collect();
             return Err(refused(
                 reasons::COLUMN_MISSING,
-                format!("task.output `{}` is no output of the model; it has {}", setup.output, there.join(", ")),
+                format!(
+                    "task.output `{}` is no output of the model; it has {}",
+                    setup.output,
+                    there.join(", ")
+                ),
             ));
         }
         let inputs: Option<Vec<Input>> = setup.inputs.iter().map(super::protocol::WireInput::to_input).collect();
         let inputs = inputs.ok_or_else(|| bug("an input of an unknown element type"))?;
         let feed = Feed::open(&setup.data, inputs)?;
-        Ok(Self { session, feed, output: setup.output.clone(), version: provider::version(&runtime) })
+        Ok(Self {
+            session,
+            feed,
+            output: setup.output.clone(),
+            version: provider::version(&runtime),
+        })
     }
 
     fn time(&mut self, first: u64, runs: u32) -> Result<(Vec<u64>, u64)> {
@@ -102,7 +113,9 @@ impl Loaded {
             let row = (first + run) % rows;
             let tensors = self.feed.tensors(row..row + 1)?;
             let (cpu, begin) = (cpu_now(), Instant::now());
-            self.session.run(&tensors, |_| Ok::<_, session::Error>(())).map_err(|error| failed(&error))?;
+            self.session
+                .run(&tensors, |_| Ok::<_, session::Error>(()))
+                .map_err(|error| failed(&error))?;
             nanos.push(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX));
             cpu_nanos += cpu_now().saturating_sub(cpu);
         }
@@ -124,7 +137,11 @@ impl Loaded {
             None => Ok(scores),
             Some(at) => Err(refused(
                 reasons::CANDIDATE_BROKEN,
-                format!("output `{wanted}` is {} at row {}: scores must be finite", scores[at], first + (at / (scores.len() / rows as usize)) as u64),
+                format!(
+                    "output `{wanted}` is {} at row {}: scores must be finite",
+                    scores[at],
+                    first + (at / (scores.len() / rows as usize)) as u64
+                ),
             )),
         }
     }
@@ -134,9 +151,17 @@ impl Loaded {
 fn scores_of(output: &Output<'_>, rows: u32) -> Result<Vec<f32>> {
     let shape = &output.shape;
     let wrong = |what: String| {
-        refused(reasons::COLUMN_MISSING, format!("output `{}` {what}: task.output must give class scores of shape [rows, classes]", shown(output.name)))
+        refused(
+            reasons::COLUMN_MISSING,
+            format!(
+                "output `{}` {what}: task.output must give class scores of shape [rows, classes]",
+                shown(output.name)
+            ),
+        )
     };
-    let scores = output.floats().ok_or_else(|| wrong("does not hold 32-bit floats".into()))?;
+    let scores = output
+        .floats()
+        .ok_or_else(|| wrong("does not hold 32-bit floats".into()))?;
     let classes: usize = shape.iter().skip(1).product();
     if shape.len() < 2 || shape[0] != rows as usize || classes < 2 || scores.len() != classes * rows as usize {
         return Err(wrong(format!("has shape {shape:?} for {rows} rows")));

@@ -12,7 +12,11 @@ pub fn threads() -> u32 {
     threads_within(cpu_limit(Path::new("/")), allowed)
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to small positive numbers before")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to small positive numbers before"
+)]
 fn threads_within(limit: Option<f64>, allowed: u32) -> u32 {
     let limit = limit.map_or(u32::MAX, |cpus| cpus.floor().clamp(1.0, 65_536.0) as u32);
     limit.min(allowed).max(1)
@@ -24,10 +28,16 @@ fn cpu_limit(root: &Path) -> Option<f64> {
     let mut limits = Vec::new();
     for line in own.lines() {
         let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
         if controllers.is_empty() {
             for folder in upwards(&root.join("sys/fs/cgroup"), path) {
-                limits.extend(std::fs::read_to_string(folder.join("cpu.max")).ok().and_then(|text| limit_v2(&text)));
+                limits.extend(
+                    std::fs::read_to_string(folder.join("cpu.max"))
+                        .ok()
+                        .and_then(|text| limit_v2(&text)),
+                );
             }
         } else if controllers.split(',').any(|controller| controller == "cpu") {
             for mount in ["sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"] {
@@ -69,14 +79,24 @@ fn share(quota: f64, period: f64) -> Option<f64> {
 pub fn peak_memory(process: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1_024)
+    line.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1_024)
 }
 
 /// The processor's name.
 pub fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name").and_then(|rest| rest.split_once(": ")));
-    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| crate::failure::cut(name.trim(), 100))
+    let name = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name").and_then(|rest| rest.split_once(": ")));
+    name.map_or_else(
+        || std::env::consts::ARCH.to_owned(),
+        |(_, name)| crate::failure::cut(name.trim(), 100),
+    )
 }
 
 /// The integer instruction set that kernels can use.
@@ -92,7 +112,11 @@ pub fn instruction_set() -> &'static str {
     }
     #[cfg(target_arch = "aarch64")]
     {
-        if std::arch::is_aarch64_feature_detected!("i8mm") { "neon_i8mm" } else { "neon" }
+        if std::arch::is_aarch64_feature_detected!("i8mm") {
+            "neon_i8mm"
+        } else {
+            "neon"
+        }
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
@@ -116,9 +140,16 @@ mod tests {
 
     #[test]
     fn limits_of_both_hierarchies_are_found() {
-        let v2 = tree(&[("proc/self/cgroup", "0::/a/b\n"), ("sys/fs/cgroup/a/cpu.max", "150000 100000\n"), ("sys/fs/cgroup/a/b/cpu.max", "max 100000\n")]);
+        let v2 = tree(&[
+            ("proc/self/cgroup", "0::/a/b\n"),
+            ("sys/fs/cgroup/a/cpu.max", "150000 100000\n"),
+            ("sys/fs/cgroup/a/b/cpu.max", "max 100000\n"),
+        ]);
         assert_eq!(cpu_limit(v2.path()), Some(1.5));
-        let inside = tree(&[("proc/self/cgroup", "0::/../other\n"), ("sys/fs/cgroup/cpu.max", "400000 100000\n")]);
+        let inside = tree(&[
+            ("proc/self/cgroup", "0::/../other\n"),
+            ("sys/fs/cgroup/cpu.max", "400000 100000\n"),
+        ]);
         assert_eq!(cpu_limit(inside.path()), Some(4.0));
         let v1 = tree(&[
             ("proc/self/cgroup", "3:memory:/x\n2:cpu,cpuacct:/x\n"),
@@ -133,7 +164,13 @@ mod tests {
 
     #[test]
     fn threads_are_the_limit_rounded_down_and_never_none() {
-        for (limit, allowed, threads) in [(None, 8, 8), (Some(2.9), 8, 2), (Some(0.5), 8, 1), (Some(16.0), 4, 4), (Some(1e12), 4, 4)] {
+        for (limit, allowed, threads) in [
+            (None, 8, 8),
+            (Some(2.9), 8, 2),
+            (Some(0.5), 8, 1),
+            (Some(16.0), 4, 4),
+            (Some(1e12), 4, 4),
+        ] {
             assert_eq!(threads_within(limit, allowed), threads, "{limit:?}");
         }
     }

@@ -33,7 +33,7 @@ impl Default for Budget {
             wanted: 200,
             calm: Duration::from_secs(2),
             most: 1_000,
-            patience: Duration::from_secs(60),
+            patience: Duration::from_mins(1),
             few: 10,
         }
     }
@@ -41,7 +41,9 @@ impl Default for Budget {
 
 impl Budget {
     fn is_spent(&self, runs: usize, passed: Duration) -> bool {
-        (runs >= self.wanted && passed >= self.calm) || runs >= self.most || (passed >= self.patience && runs >= self.few)
+        (runs >= self.wanted && passed >= self.calm)
+            || runs >= self.most
+            || (passed >= self.patience && runs >= self.few)
     }
 }
 
@@ -124,7 +126,11 @@ fn seconds(nanos: u64) -> f64 {
 }
 
 /// Writes the scores of every row and returns the number of classes.
-pub(super) fn predictions(process: &mut Process, out: &mut impl Write, mut wrote: impl FnMut(std::io::Error) -> crate::failure::Failure) -> Result<u32> {
+pub(super) fn predictions(
+    process: &mut Process,
+    out: &mut impl Write,
+    mut wrote: impl FnMut(std::io::Error) -> crate::failure::Failure,
+) -> Result<u32> {
     const BATCH: u64 = 32;
     let batch = process.batch_limit.clamp(1, BATCH);
     let (mut first, mut classes) = (0, None);
@@ -161,15 +167,24 @@ mod tests {
         assert!(!budget.is_spent(500, seconds(1)), "too short");
         assert!(budget.is_spent(200, seconds(2)));
         assert!(budget.is_spent(1_000, seconds(0)));
-        assert!(budget.is_spent(10, seconds(60)), "slow models get fewer runs, and the report says how many");
+        assert!(
+            budget.is_spent(10, seconds(60)),
+            "slow models get fewer runs, and the report says how many"
+        );
         assert!(!budget.is_spent(9, seconds(600)));
     }
 
     #[test]
     fn figures_are_in_seconds_and_shares() {
-        let latencies = Latencies { nanos: vec![4_000_000, 2_000_000], cpu_nanos: 6_000_000 };
+        let latencies = Latencies {
+            nanos: vec![4_000_000, 2_000_000],
+            cpu_nanos: 6_000_000,
+        };
         let figures = latencies.figures(2).unwrap();
-        assert_eq!((figures.runs, figures.p50_seconds, figures.p99_seconds), (2, 0.002, 0.004));
+        assert_eq!(
+            (figures.runs, figures.p50_seconds, figures.p99_seconds),
+            (2, 0.002, 0.004)
+        );
         assert!((figures.utilisation - 0.5).abs() < 1e-9);
         assert!(Latencies::default().figures(1).is_err());
     }

@@ -71,7 +71,9 @@ pub struct ModelRun {
 
 /// File of a model's predictions: rows of 32-bit little-endian floats.
 pub fn predictions_file(layout: &Layout, candidate: bool) -> PathBuf {
-    layout.predictions().join(if candidate { "candidate.f32" } else { "baseline.f32" })
+    layout
+        .predictions()
+        .join(if candidate { "candidate.f32" } else { "baseline.f32" })
 }
 
 /// Measures the models of a plan.
@@ -94,7 +96,13 @@ pub fn run(plan: &MeasurePlan, layout: &Layout, program: &Program) -> Result<()>
         // Before predictions in batches, which take more memory than serving does.
         let peak_memory_bytes = process.peak_memory()?;
         let classes = predict(process, &predictions_file(layout, candidate))?;
-        tracing::info!(candidate, runs = figures.runs, p50 = figures.p50_seconds, p99 = figures.p99_seconds, "measured");
+        tracing::info!(
+            candidate,
+            runs = figures.runs,
+            p50 = figures.p50_seconds,
+            p99 = figures.p99_seconds,
+            "measured"
+        );
         runs.push(ModelRun {
             classes,
             runs: figures.runs,
@@ -130,7 +138,14 @@ pub fn describe(onnxruntime: String, threads: u32) -> Runtime {
 }
 
 /// Checks a model, writes it anew in Assayer's own spelling, and starts a process that loads that.
-fn start(which: Which, plan: &MeasurePlan, layout: &Layout, scratch: &Path, threads: u32, program: &Program) -> Result<Process> {
+fn start(
+    which: Which,
+    plan: &MeasurePlan,
+    layout: &Layout,
+    scratch: &Path,
+    threads: u32,
+    program: &Program,
+) -> Result<Process> {
     let folder = match which {
         Which::Baseline => layout.baseline(),
         Which::Candidate => layout.candidate(),

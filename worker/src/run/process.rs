@@ -28,7 +28,7 @@ impl Which {
     }
 
     /// A failure of the process that holds this model, in terms of this model.
-    fn blame(self, failure: Failure) -> Failure {
+    fn blame(self, failure: &Failure) -> Failure {
         let reason = match (self, failure.reason.as_str()) {
             (Self::Candidate, reasons::RUNTIME_FAILED) => reasons::CANDIDATE_BROKEN,
             (Self::Baseline, reasons::CANDIDATE_BROKEN) => reasons::RUNTIME_FAILED,
@@ -79,10 +79,22 @@ impl Process {
             return Err(bug("a measuring process without pipes"));
         };
         let from = BufReader::new(from);
-        let mut process = Self { which, child, to, from, onnxruntime: String::new(), rows: 0, batch_limit: 0 };
+        let mut process = Self {
+            which,
+            child,
+            to,
+            from,
+            onnxruntime: String::new(),
+            rows: 0,
+            batch_limit: 0,
+        };
         say(&mut process.to, setup).map_err(|_| process.gone())?;
         match process.answer()? {
-            Answer::Ready { onnxruntime, rows, batch_limit } if rows > 0 && batch_limit > 0 => {
+            Answer::Ready {
+                onnxruntime,
+                rows,
+                batch_limit,
+            } if rows > 0 && batch_limit > 0 => {
                 process.onnxruntime = crate::failure::cut(&onnxruntime, 100);
                 process.rows = rows;
                 process.batch_limit = batch_limit;
@@ -106,7 +118,10 @@ impl Process {
         const MOST_CLASSES: u32 = 1_000_000;
         say(&mut self.to, &Ask::Predict { first, rows }).map_err(|_| self.gone())?;
         match self.answer()? {
-            Answer::Scores { rows: answered, classes } if answered == rows && (2..=MOST_CLASSES).contains(&classes) => {
+            Answer::Scores {
+                rows: answered,
+                classes,
+            } if answered == rows && (2..=MOST_CLASSES).contains(&classes) => {
                 let mut bytes = vec![0; rows as usize * classes as usize * 4];
                 self.from.read_exact(&mut bytes).map_err(|_| self.gone())?;
                 Ok((classes, bytes))
@@ -117,13 +132,17 @@ impl Process {
 
     /// Peak resident memory so far.
     pub(super) fn peak_memory(&self) -> Result<u64> {
-        machine::peak_memory(&self.child.id().to_string())
-            .ok_or_else(|| bug(format!("the kernel tells no peak memory of the process with the {}", self.which.name())))
+        machine::peak_memory(&self.child.id().to_string()).ok_or_else(|| {
+            bug(format!(
+                "the kernel tells no peak memory of the process with the {}",
+                self.which.name()
+            ))
+        })
     }
 
     fn answer(&mut self) -> Result<Answer> {
         match hear::<Answer>(&mut self.from) {
-            Ok(Some(Answer::Failed(failure))) => Err(self.which.blame(failure)),
+            Ok(Some(Answer::Failed(failure))) => Err(self.which.blame(&failure)),
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(self.gone()),
             Err(_) => Err(self.odd()),
@@ -133,7 +152,10 @@ impl Process {
     fn odd(&self) -> Failure {
         refused(
             reasons::CANDIDATE_BROKEN,
-            format!("the process with the {} answered out of order: nothing of it is believed", self.which.name()),
+            format!(
+                "the process with the {} answered out of order: nothing of it is believed",
+                self.which.name()
+            ),
         )
     }
 
@@ -149,7 +171,7 @@ impl Process {
                 reasons::OUT_OF_RESOURCES,
                 format!("the process with the {name} was killed, most likely for memory: raise the memory limit"),
             ),
-            Some(signal) => self.which.blame(refused(
+            Some(signal) => self.which.blame(&refused(
                 reasons::RUNTIME_FAILED,
                 format!("ONNX Runtime crashed with signal {signal} on this model"),
             )),

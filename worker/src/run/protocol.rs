@@ -82,7 +82,11 @@ pub(super) enum Ask {
 #[serde(rename_all = "camelCase")]
 pub(super) enum Answer {
     /// The model is loaded on the provider that was asked for.
-    Ready { onnxruntime: String, rows: u64, batch_limit: u64 },
+    Ready {
+        onnxruntime: String,
+        rows: u64,
+        batch_limit: u64,
+    },
     /// Wall time of each run, and processor time of all of them together.
     Timed { nanos: Vec<u64>, cpu_nanos: u64 },
     /// `rows * classes` floats follow.
@@ -106,7 +110,10 @@ pub(super) fn hear<T: DeserializeOwned>(input: &mut impl BufRead) -> std::io::Re
     match line.last() {
         None => Ok(None),
         Some(b'\n') => Ok(Some(serde_json::from_slice(&line)?)),
-        Some(_) => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a line is cut or too long")),
+        Some(_) => Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidData,
+            "a line is cut or too long",
+        )),
     }
 }
 
@@ -120,7 +127,10 @@ mod tests {
         say(&mut pipe, &Ask::Time { first: 3, runs: 2 }).unwrap();
         say(&mut pipe, &Ask::Predict { first: 0, rows: 8 }).unwrap();
         let mut input = &pipe[..];
-        assert!(matches!(hear(&mut input).unwrap(), Some(Ask::Time { first: 3, runs: 2 })));
+        assert!(matches!(
+            hear(&mut input).unwrap(),
+            Some(Ask::Time { first: 3, runs: 2 })
+        ));
         assert!(matches!(hear(&mut input).unwrap(), Some(Ask::Predict { .. })));
         assert!(hear::<Ask>(&mut input).unwrap().is_none());
         let endless = vec![b' '; 2 * 1024 * 1024];

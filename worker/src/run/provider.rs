@@ -14,19 +14,30 @@ pub(super) fn parse(name: &str) -> Result<Provider> {
         "TensorRT" => Ok(Provider::TensorRt),
         other => Err(refused(
             reasons::PLAN_INVALID,
-            format!("execution provider `{}` is unknown: use CPU, CUDA or TensorRT", crate::failure::cut(other, 60)),
+            format!(
+                "execution provider `{}` is unknown: use CPU, CUDA or TensorRT",
+                crate::failure::cut(other, 60)
+            ),
         )),
     }
 }
 
 /// Builds a session of one node on `provider`; ONNX Runtime's own words otherwise.
 pub(super) fn prove(runtime: &Runtime, provider: Provider) -> Result<()> {
-    let options = Options { threads: 1, optimize: Optimize::Nothing, provider, optimized_model: None };
+    let options = Options {
+        threads: 1,
+        optimize: Optimize::Nothing,
+        provider,
+        optimized_model: None,
+    };
     let tiny = onnx::to_bytes(&tiny());
     match runtime.open_bytes(&tiny, &options) {
         Ok(_) => Ok(()),
         Err(error) if provider == Provider::Cpu => Err(bug(format!("a model of one node does not load: {error}"))),
-        Err(error) => Err(resources(reasons::PROVIDER_UNAVAILABLE, format!("{provider:?} can't be used here: {error}"))),
+        Err(error) => Err(resources(
+            reasons::PROVIDER_UNAVAILABLE,
+            format!("{provider:?} can't be used here: {error}"),
+        )),
     }
 }
 
@@ -35,7 +46,10 @@ fn tiny() -> Model {
     let dims = [Dim::Fixed(1)];
     Model {
         ir_version: 8,
-        opsets: vec![Opset { version: 13, ..Opset::default() }],
+        opsets: vec![Opset {
+            version: 13,
+            ..Opset::default()
+        }],
         graph: Graph {
             name: "probe".into(),
             nodes: vec![Node::new("Identity", &["x"], &["y"])],
@@ -50,7 +64,9 @@ fn tiny() -> Model {
 /// ONNX Runtime's version, out of its build information.
 pub(crate) fn version(runtime: &Runtime) -> String {
     let info = runtime.build_info();
-    let number = info.split(|c: char| !c.is_ascii_digit() && c != '.').find(|part| part.matches('.').count() == 2);
+    let number = info
+        .split(|c: char| !c.is_ascii_digit() && c != '.')
+        .find(|part| part.matches('.').count() == 2);
     crate::failure::cut(number.unwrap_or(info), 100)
 }
 
@@ -58,7 +74,9 @@ pub(crate) fn version(runtime: &Runtime) -> String {
 pub(crate) fn failure_of(error: &Error, reason: &str) -> Failure {
     match error {
         Error::NoLibrary | Error::OtherLibrary { .. } | Error::Load { .. } => bug(error.to_string()),
-        Error::Call { reason: words, .. } if words.contains("bad_alloc") || words.contains("Failed to allocate memory") => {
+        Error::Call { reason: words, .. }
+            if words.contains("bad_alloc") || words.contains("Failed to allocate memory") =>
+        {
             resources(reasons::OUT_OF_RESOURCES, format!("{error}: raise the memory limit"))
         }
         _ => failure(FailureClass::Refused, reason, error.to_string()),

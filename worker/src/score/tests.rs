@@ -13,7 +13,14 @@ struct Job {
 }
 
 fn model_run() -> ModelRun {
-    ModelRun { classes: 3, runs: 200, p50_seconds: 0.004, p99_seconds: 0.006, peak_memory_bytes: 4_096, utilisation: 0.9 }
+    ModelRun {
+        classes: 3,
+        runs: 200,
+        p50_seconds: 0.004,
+        p99_seconds: 0.006,
+        peak_memory_bytes: 4_096,
+        utilisation: 0.9,
+    }
 }
 
 impl Job {
@@ -24,7 +31,10 @@ impl Job {
         for path in [layout.labels(), layout.predictions()] {
             std::fs::create_dir(path).unwrap();
         }
-        let source = ModelSource { uri: "m".into(), model_digest: None };
+        let source = ModelSource {
+            uri: "m".into(),
+            model_digest: None,
+        };
         let plan = MeasurePlan {
             baseline: source.clone(),
             candidate: Some(source),
@@ -44,13 +54,32 @@ impl Job {
             baseline: model_run(),
             candidate: Some(model_run()),
         };
-        let job = Self { folder, layout, plan, note };
-        let model = |text: &[u8], bytes| StagedModel { model_digest: Digest::of(text), files: 1, bytes };
-        let staged = StagedModels { baseline: model(b"b", 100), candidate: Some(model(b"c", 30)), rows: 4 };
+        let job = Self {
+            folder,
+            layout,
+            plan,
+            note,
+        };
+        let model = |text: &[u8], bytes| StagedModel {
+            model_digest: Digest::of(text),
+            files: 1,
+            bytes,
+        };
+        let staged = StagedModels {
+            baseline: model(b"b", 100),
+            candidate: Some(model(b"c", 30)),
+            rows: 4,
+        };
         write_note(&job.layout.labels().join(STAGED), &staged).unwrap();
         job.labels(&[0, 1, 2, 0]);
-        job.predict(false, &[[9.0, 1.0, 1.0], [1.0, 9.0, 1.0], [1.0, 1.0, 9.0], [1.0, 9.0, 1.0]]);
-        job.predict(true, &[[9.0, 1.0, 1.0], [1.0, 9.0, 1.0], [9.0, 1.0, 8.0], [5.0, 5.0, 1.0]]);
+        job.predict(
+            false,
+            &[[9.0, 1.0, 1.0], [1.0, 9.0, 1.0], [1.0, 1.0, 9.0], [1.0, 9.0, 1.0]],
+        );
+        job.predict(
+            true,
+            &[[9.0, 1.0, 1.0], [1.0, 9.0, 1.0], [9.0, 1.0, 8.0], [5.0, 5.0, 1.0]],
+        );
         job
     }
 
@@ -92,7 +121,11 @@ fn what_does_not_add_up_is_no_measurement() {
     let job = Job::new();
     job.labels(&[0, 1, 2, 3]);
     let failure = job.score().unwrap_err();
-    assert!(failure.reason == reasons::DATA_INVALID && failure.message.contains("label 3 of row 3"), "{}", failure.message);
+    assert!(
+        failure.reason == reasons::DATA_INVALID && failure.message.contains("label 3 of row 3"),
+        "{}",
+        failure.message
+    );
 
     let job = Job::new();
     job.labels(&[0, 1, 2]);

@@ -14,18 +14,30 @@ pub(super) fn registry(uri: &str, error: &Oci) -> Error {
     let uri = uri.to_owned();
     let reason = chain(error);
     match error {
-        Oci::AuthenticationFailure(_) | Oci::UnauthorizedError { .. } => Error::Forbidden { uri, reason },
-        Oci::ServerError { code: 401 | 403, .. } => Error::Forbidden { uri, reason },
+        Oci::AuthenticationFailure(_) | Oci::UnauthorizedError { .. } | Oci::ServerError { code: 401 | 403, .. } => {
+            Error::Forbidden { uri, reason }
+        }
         Oci::ServerError { code: 404, .. } | Oci::ImageManifestNotFoundError(_) => Error::NotFound { uri, reason },
-        Oci::ServerError { code: 400 | 405 | 413 | 415, .. } => Error::Refused { uri, reason: format!("the registry refuses it: {reason}") },
+        Oci::ServerError {
+            code: 400 | 405 | 413 | 415,
+            ..
+        } => Error::Refused {
+            uri,
+            reason: format!("the registry refuses it: {reason}"),
+        },
         Oci::RegistryError { envelope, .. } => match envelope.errors.first().map(|error| &error.code) {
-            Some(Code::BlobUnknown | Code::ManifestUnknown | Code::NameUnknown | Code::NotFound | Code::ManifestBlobUnknown) => {
-                Error::NotFound { uri, reason }
-            }
+            Some(
+                Code::BlobUnknown
+                | Code::ManifestUnknown
+                | Code::NameUnknown
+                | Code::NotFound
+                | Code::ManifestBlobUnknown,
+            ) => Error::NotFound { uri, reason },
             Some(Code::Unauthorized | Code::Denied) => Error::Forbidden { uri, reason },
-            Some(Code::NameInvalid | Code::ManifestInvalid | Code::Unsupported | Code::SizeInvalid) => {
-                Error::Refused { uri, reason: format!("the registry refuses it: {reason}") }
-            }
+            Some(Code::NameInvalid | Code::ManifestInvalid | Code::Unsupported | Code::SizeInvalid) => Error::Refused {
+                uri,
+                reason: format!("the registry refuses it: {reason}"),
+            },
             _ => Error::Unavailable { uri, reason },
         },
         Oci::DigestError(digest) => mismatch(uri, digest),
@@ -44,16 +56,24 @@ pub(super) fn stream(uri: &str, error: &io::Error) -> Error {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<DigestError>());
     match inner {
         Some(digest) => mismatch(uri.to_owned(), digest),
-        None => Error::Unavailable { uri: uri.to_owned(), reason: chain(error) },
+        None => Error::Unavailable {
+            uri: uri.to_owned(),
+            reason: chain(error),
+        },
     }
 }
 
 fn mismatch(uri: String, error: &DigestError) -> Error {
     match error {
-        DigestError::VerificationError { expected, actual } => {
-            Error::DigestMismatch { what: uri, expected: expected.clone(), actual: actual.clone() }
-        }
-        other => Error::Unavailable { uri, reason: other.to_string() },
+        DigestError::VerificationError { expected, actual } => Error::DigestMismatch {
+            what: uri,
+            expected: expected.clone(),
+            actual: actual.clone(),
+        },
+        other => Error::Unavailable {
+            uri,
+            reason: other.to_string(),
+        },
     }
 }
 
@@ -77,7 +97,14 @@ mod tests {
     use super::*;
 
     fn server(code: u16) -> Error {
-        registry("u", &Oci::ServerError { code, url: "u".into(), message: "m".into() })
+        registry(
+            "u",
+            &Oci::ServerError {
+                code,
+                url: "u".into(),
+                message: "m".into(),
+            },
+        )
     }
 
     #[test]
@@ -87,8 +114,14 @@ mod tests {
         assert!(matches!(server(413), Error::Refused { .. }));
         assert!(server(503).is_transient());
         assert!(server(429).is_transient());
-        let digest = DigestError::VerificationError { expected: "a".into(), actual: "b".into() };
-        assert!(matches!(stream("u", &io::Error::other(digest)), Error::DigestMismatch { .. }));
+        let digest = DigestError::VerificationError {
+            expected: "a".into(),
+            actual: "b".into(),
+        };
+        assert!(matches!(
+            stream("u", &io::Error::other(digest)),
+            Error::DigestMismatch { .. }
+        ));
         assert!(stream("u", &io::Error::from(io::ErrorKind::ConnectionReset)).is_transient());
     }
 }

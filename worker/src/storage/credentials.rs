@@ -46,7 +46,10 @@ impl Credentials {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::disk("read", &path)(source)),
                 Ok(metadata) if metadata.len() > MAX_BYTES => {
-                    return Err(Error::Credentials { path, reason: format!("more than {MAX_BYTES} bytes") });
+                    return Err(Error::Credentials {
+                        path,
+                        reason: format!("more than {MAX_BYTES} bytes"),
+                    });
                 }
                 Ok(_) => {
                     let bytes = std::fs::read(&path).map_err(Error::disk("read", &path))?;
@@ -59,13 +62,20 @@ impl Credentials {
 
     /// Reads the text of a `config.json`. The error never repeats what was read.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let config: ConfigFile = serde_json::from_slice(bytes)
-            .map_err(|error| format!("not a docker config.json: {} at line {}", category(&error), error.line()))?;
+        let config: ConfigFile = serde_json::from_slice(bytes).map_err(|error| {
+            format!(
+                "not a docker config.json: {} at line {}",
+                category(&error),
+                error.line()
+            )
+        })?;
         let mut by_host = BTreeMap::new();
         for (key, entry) in config.auths {
             let pair = match (entry.username, entry.password, entry.auth) {
                 (Some(user), Some(password), _) => (user, password),
-                (_, _, Some(auth)) => decode(&auth).ok_or_else(|| format!("auths[{key}].auth is not base64 of user:password"))?,
+                (_, _, Some(auth)) => {
+                    decode(&auth).ok_or_else(|| format!("auths[{key}].auth is not base64 of user:password"))?
+                }
                 _ => continue,
             };
             by_host.insert(host_of(&key), pair);
@@ -117,7 +127,10 @@ mod tests {
     fn both_spellings_of_an_entry_are_understood() {
         let text = br#"{"auths":{"https://a.example:5000/v1/":{"auth":"dTpwOnc="},"b.example":{"username":"x","password":"y"},"c":{}}}"#;
         let credentials = Credentials::parse(text).unwrap();
-        assert_eq!(credentials.at("a.example:5000"), RegistryAuth::Basic("u".into(), "p:w".into()));
+        assert_eq!(
+            credentials.at("a.example:5000"),
+            RegistryAuth::Basic("u".into(), "p:w".into())
+        );
         assert_eq!(credentials.at("b.example"), RegistryAuth::Basic("x".into(), "y".into()));
         assert_eq!(credentials.at("c"), RegistryAuth::Anonymous);
         assert!(!format!("{credentials:?}").contains("p:w"));
@@ -133,7 +146,10 @@ mod tests {
     #[test]
     fn no_secret_is_no_error() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Credentials::from_folder(folder.path()).unwrap().at("h"), RegistryAuth::Anonymous);
+        assert_eq!(
+            Credentials::from_folder(folder.path()).unwrap().at("h"),
+            RegistryAuth::Anonymous
+        );
         std::fs::write(folder.path().join(".dockerconfigjson"), "{").unwrap();
         assert!(Credentials::from_folder(folder.path()).is_err());
     }

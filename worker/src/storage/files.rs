@@ -21,14 +21,20 @@ pub fn list(folder: &Path, limits: Limits) -> Result<Vec<ModelFile>, Error> {
 }
 
 fn walk(folder: &Path, prefix: &str, depth: usize, limits: Limits, files: &mut Vec<ModelFile>) -> Result<(), Error> {
-    let refused = |path: &Path, reason: String| Error::Refused { uri: path.display().to_string(), reason };
+    let refused = |path: &Path, reason: String| Error::Refused {
+        uri: path.display().to_string(),
+        reason,
+    };
     if depth > limits.depth {
         return Err(refused(folder, format!("more than {} folders deep", limits.depth)));
     }
     for entry in std::fs::read_dir(folder).map_err(Error::disk("list", folder))? {
         let entry = entry.map_err(Error::disk("list", folder))?;
         let path = entry.path();
-        let name = entry.file_name().into_string().map_err(|_| refused(&path, "its name is not UTF-8".into()))?;
+        let name = entry
+            .file_name()
+            .into_string()
+            .map_err(|_| refused(&path, "its name is not UTF-8".into()))?;
         let inside = format!("{prefix}{name}");
         let kind = entry.file_type().map_err(Error::disk("inspect", &path))?;
         if kind.is_dir() {
@@ -59,7 +65,11 @@ pub(super) fn hash(path: &Path, inside: String) -> Result<ModelFile, Error> {
         hash.update(&buffer[..read]);
         size += read as u64;
     }
-    Ok(ModelFile { path: inside, size, sha256: Digest::from_hash(hash.finalize().into()) })
+    Ok(ModelFile {
+        path: inside,
+        size,
+        sha256: Digest::from_hash(hash.finalize().into()),
+    })
 }
 
 /// The single file with `extension` at the top of `folder`.
@@ -78,7 +88,11 @@ pub fn single(folder: &Path, extension: &str, files: &[ModelFile], uri: &str) ->
         }),
         _ => Err(Error::Refused {
             uri: uri.to_owned(),
-            reason: format!("it holds {} *{wanted} files at its top level ({}): put exactly one there", named.len(), crate::failure::cut(&named.join(", "), 200)),
+            reason: format!(
+                "it holds {} *{wanted} files at its top level ({}): put exactly one there",
+                named.len(),
+                crate::failure::cut(&named.join(", "), 200)
+            ),
         }),
     }
 }
@@ -97,8 +111,16 @@ mod tests {
         let seen: Vec<_> = files.iter().map(|file| (file.path.as_str(), file.size)).collect();
         assert_eq!(seen, [("b/c", 1), ("model.onnx", 2)]);
         assert_eq!(files[1].sha256, Digest::of(b"22"));
-        assert_eq!(single(folder.path(), "onnx", &files, "u").unwrap(), folder.path().join("model.onnx"));
-        assert!(single(folder.path(), "parquet", &files, "u").unwrap_err().to_string().contains("no *.parquet"));
+        assert_eq!(
+            single(folder.path(), "onnx", &files, "u").unwrap(),
+            folder.path().join("model.onnx")
+        );
+        assert!(
+            single(folder.path(), "parquet", &files, "u")
+                .unwrap_err()
+                .to_string()
+                .contains("no *.parquet")
+        );
     }
 
     #[test]
@@ -107,8 +129,18 @@ mod tests {
         std::fs::write(folder.path().join("a.onnx"), "").unwrap();
         std::fs::write(folder.path().join("b.onnx"), "").unwrap();
         let files = list(folder.path(), Limits::default()).unwrap();
-        assert!(single(folder.path(), "onnx", &files, "u").unwrap_err().to_string().contains("2 *.onnx files"));
+        assert!(
+            single(folder.path(), "onnx", &files, "u")
+                .unwrap_err()
+                .to_string()
+                .contains("2 *.onnx files")
+        );
         std::os::unix::fs::symlink("/etc/passwd", folder.path().join("c.onnx")).unwrap();
-        assert!(list(folder.path(), Limits::default()).unwrap_err().to_string().contains("no regular file"));
+        assert!(
+            list(folder.path(), Limits::default())
+                .unwrap_err()
+                .to_string()
+                .contains("no regular file")
+        );
     }
 }

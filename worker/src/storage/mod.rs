@@ -55,7 +55,10 @@ pub async fn fetch(uri: &str, into: &Path, local: bool, access: &Access) -> Resu
     let limits = Limits::default();
     let (artifact_digest, files) = match Source::parse(uri, local)? {
         Source::Artifact(location, digest) => {
-            let files = registry::Repository::open(&location, access).await?.pull(&digest, into, limits).await?;
+            let files = registry::Repository::open(&location, access)
+                .await?
+                .pull(&digest, into, limits)
+                .await?;
             (Some(digest), files)
         }
         Source::Path(path) => {
@@ -64,13 +67,20 @@ pub async fn fetch(uri: &str, into: &Path, local: bool, access: &Access) -> Resu
         }
     };
     let model_digest = model_digest(&files);
-    Ok(Fetched { artifact_digest, files, model_digest })
+    Ok(Fetched {
+        artifact_digest,
+        files,
+        model_digest,
+    })
 }
 
 /// Publishes a packed artifact under `tag` and reads its manifest back.
 pub async fn push(packed: &Packed, location: &Location, tag: &str, access: &Access) -> Result<Pushed, Error> {
     check_tag(tag)?;
-    registry::Repository::open(location, access).await?.push(packed, tag).await?;
+    registry::Repository::open(location, access)
+        .await?
+        .push(packed, tag)
+        .await?;
     Ok(Pushed {
         uri: location.at(&packed.artifact_digest),
         tag: tag.to_owned(),
@@ -82,7 +92,11 @@ pub async fn push(packed: &Packed, location: &Location, tag: &str, access: &Acce
 
 /// Packs a file or folder.
 pub fn pack(path: &Path) -> Result<Packed, Error> {
-    if path.is_dir() { pack_folder(path) } else { pack_file(path) }
+    if path.is_dir() {
+        pack_folder(path)
+    } else {
+        pack_file(path)
+    }
 }
 
 /// The digest that `oci://host/repository:tag` names now.
@@ -100,8 +114,13 @@ pub fn candidate_tag(candidate: &str, model_digest: &Digest) -> String {
 }
 
 fn check_tag(tag: &str) -> Result<(), Error> {
-    let first = tag.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
-    let rest = tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+    let first = tag
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let rest = tag
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
     if first && rest && tag.len() <= 128 {
         return Ok(());
     }
@@ -115,19 +134,27 @@ fn check_tag(tag: &str) -> Result<(), Error> {
 fn copy(from: &Path, into: &Path, limits: Limits) -> Result<(), Error> {
     let uri = || from.display().to_string();
     let metadata = std::fs::metadata(from).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Error::NotFound { uri: uri(), reason: "no such file or folder".into() },
+        std::io::ErrorKind::NotFound => Error::NotFound {
+            uri: uri(),
+            reason: "no such file or folder".into(),
+        },
         _ => Error::disk("read", from)(error),
     })?;
     let named: Vec<(PathBuf, String)> = if metadata.is_dir() {
         let files = files::list(from, limits)?;
-        files.into_iter().map(|file| (from.join(&file.path), file.path)).collect()
+        files
+            .into_iter()
+            .map(|file| (from.join(&file.path), file.path))
+            .collect()
     } else {
         let name = from.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         vec![(from.to_owned(), name.to_owned())]
     };
     for (source, inside) in named {
-        let inside = unpack::relative(inside.as_bytes())
-            .map_err(|why| Error::Refused { uri: uri(), reason: format!("the name `{inside}` {why}") })?;
+        let inside = unpack::relative(inside.as_bytes()).map_err(|why| Error::Refused {
+            uri: uri(),
+            reason: format!("the name `{inside}` {why}"),
+        })?;
         let target = into.join(inside);
         if let Some(parent) = target.parent() {
             std::fs::create_dir_all(parent).map_err(Error::disk("create", parent))?;
@@ -147,7 +174,9 @@ mod tests {
         let model = folder.path().join("model.onnx");
         std::fs::write(&model, "m").unwrap();
         let into = tempfile::tempdir().unwrap();
-        let fetched = fetch(model.to_str().unwrap(), into.path(), true, &Access::default()).await.unwrap();
+        let fetched = fetch(model.to_str().unwrap(), into.path(), true, &Access::default())
+            .await
+            .unwrap();
         assert_eq!(fetched.files[0].path, "model.onnx");
         assert_eq!(fetched.model_digest, pack(&model).unwrap().model_digest);
         let refused = fetch(model.to_str().unwrap(), into.path(), false, &Access::default()).await;

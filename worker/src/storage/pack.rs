@@ -3,6 +3,7 @@
 //! Decides every byte of layer, config and manifest, so that equal files give equal digests everywhere. containerd mounts
 //! exactly this shape as a volume; raw and ModelPack-shaped artifacts it mounts as an empty folder. Sends nothing.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -60,7 +61,10 @@ pub fn file(path: &Path) -> Result<Packed, Error> {
 }
 
 fn pack(folder: &Path, files: Vec<ModelFile>) -> Result<Packed, Error> {
-    let refused = |reason: String| Error::Refused { uri: folder.display().to_string(), reason };
+    let refused = |reason: String| Error::Refused {
+        uri: folder.display().to_string(),
+        reason,
+    };
     if files.is_empty() {
         return Err(refused("there is no file to publish".into()));
     }
@@ -116,7 +120,7 @@ impl Packed {
 /// The bytes of a layer, chunk by chunk.
 pub struct Layer {
     folder: PathBuf,
-    files: std::vec::IntoIter<ModelFile>,
+    files: VecDeque<ModelFile>,
     state: State,
 }
 
@@ -129,7 +133,11 @@ enum State {
 
 impl Layer {
     fn new(folder: &Path, files: &[ModelFile]) -> Self {
-        Self { folder: folder.to_owned(), files: files.to_vec().into_iter(), state: State::Between }
+        Self {
+            folder: folder.to_owned(),
+            files: files.iter().cloned().collect(),
+            state: State::Between,
+        }
     }
 
     fn step(&mut self) -> io::Result<Option<Bytes>> {
@@ -137,13 +145,17 @@ impl Layer {
             match &mut self.state {
                 State::End => return Ok(None),
                 State::Between => {
-                    let Some(next) = self.files.next() else {
+                    let Some(next) = self.files.pop_front() else {
                         self.state = State::End;
                         return Ok(Some(Bytes::from_static(&[0; 1024])));
                     };
                     let file = File::open(self.folder.join(&next.path))?;
                     let padding = (BLOCK - next.size % BLOCK) % BLOCK;
-                    self.state = State::Inside { file, left: next.size, padding };
+                    self.state = State::Inside {
+                        file,
+                        left: next.size,
+                        padding,
+                    };
                     return Ok(Some(Bytes::copy_from_slice(header(&next)?.as_bytes())));
                 }
                 State::Inside { left: 0, padding, .. } => self.state = State::Padding(*padding),
@@ -207,14 +219,25 @@ mod tests {
             }
         }
         let packed = super::folder(one.path()).unwrap();
-        assert_eq!(packed.artifact_digest, super::folder(two.path()).unwrap().artifact_digest);
+        assert_eq!(
+            packed.artifact_digest,
+            super::folder(two.path()).unwrap().artifact_digest
+        );
         let layer: Vec<u8> = packed.layer().flat_map(|chunk| chunk.unwrap()).collect();
-        assert_eq!((layer.len() as u64, Digest::of(&layer)), (packed.layer_bytes, packed.layer_digest.clone()));
+        assert_eq!(
+            (layer.len() as u64, Digest::of(&layer)),
+            (packed.layer_bytes, packed.layer_digest.clone())
+        );
         let out = tempfile::tempdir().unwrap();
-        Unpacker::new("u", out.path(), Limits::default()).layer(&layer[..], false).unwrap();
+        Unpacker::new("u", out.path(), Limits::default())
+            .layer(&layer[..], false)
+            .unwrap();
         assert_eq!(files::list(out.path(), Limits::default()).unwrap(), packed.files);
         std::fs::write(one.path().join("model.onnx"), "changed").unwrap();
-        assert_ne!(packed.artifact_digest, super::folder(one.path()).unwrap().artifact_digest);
+        assert_ne!(
+            packed.artifact_digest,
+            super::folder(one.path()).unwrap().artifact_digest
+        );
     }
 
     #[test]
@@ -224,6 +247,9 @@ mod tests {
         let packed = file(&folder.path().join("m.onnx")).unwrap();
         std::fs::write(folder.path().join("m.onnx"), "x").unwrap();
         assert!(packed.layer().any(|chunk| chunk.is_err()));
-        assert!(super::folder(tempfile::tempdir().unwrap().path()).is_err(), "nothing to publish");
+        assert!(
+            super::folder(tempfile::tempdir().unwrap().path()).is_err(),
+            "nothing to publish"
+        );
     }
 }

@@ -4,14 +4,16 @@
 //! that was asked for. Knows nothing of models.
 
 use std::fs::File;
-use std::io::{BufReader, Write as _};
+use std::io::{self, BufReader, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
 use assayer_crds::digest::{Digest, ModelFile};
+use bytes::Bytes;
 use futures::TryStreamExt as _;
 use http::HeaderValue;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::errors::OciDistributionError as Oci;
 use oci_client::manifest::{OciDescriptor, OciImageManifest};
 use oci_client::{Client, Reference};
 use sha2::{Digest as _, Sha256};
@@ -25,14 +27,24 @@ use super::{Error, classify, files};
 /// Docker's names for the same shapes; containerd mounts them just as well.
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-const TAR: [&str; 2] = ["application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar"];
-const TAR_GZIP: [&str; 2] = ["application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"];
+const TAR: [&str; 2] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+];
+const TAR_GZIP: [&str; 2] = [
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+];
 
 const MAX_MANIFEST: usize = 4 * 1024 * 1024;
 const MAX_CONFIG: u64 = 4 * 1024 * 1024;
 const MAX_LAYERS: usize = 64;
 /// Waits between attempts; a registry that restarts comes back within these.
-const WAITS: [Duration; 3] = [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
+const WAITS: [Duration; 3] = [
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
 
 /// How registries are reached.
 #[derive(Clone, Debug, Default)]
@@ -60,14 +72,19 @@ impl<'a> Repository<'a> {
         let client = Client::try_from(config(&plain, Vec::new())).or_else(|_| {
             // An image without a CA bundle: fall back to the public roots instead of refusing plain registries too.
             let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
-            let roots = roots.map(|der| Certificate { encoding: CertificateEncoding::Der, data: der.to_vec() });
+            let roots = roots.map(|der| Certificate {
+                encoding: CertificateEncoding::Der,
+                data: der.to_vec(),
+            });
             Client::try_from(config(&plain, roots.collect()))
         });
         let client = client.map_err(|error| Error::Unavailable {
             uri: location.host.clone(),
             reason: format!("no HTTP client: {}", classify::chain(&error)),
         })?;
-        client.store_auth_if_needed(&location.host, &access.credentials.at(&location.host)).await;
+        client
+            .store_auth_if_needed(&location.host, &access.credentials.at(&location.host))
+            .await;
         Ok(Self { client, location })
     }
 
@@ -97,9 +114,13 @@ impl<'a> Repository<'a> {
             let gzip = TAR_GZIP.contains(&layer.media_type.as_str());
             // The scratch file goes by its name first, so that no entry can take its place.
             std::fs::remove_file(&scratch).map_err(Error::disk("remove", &scratch))?;
-            let unpacked = unpacker.layer(BufReader::with_capacity(256 * 1024, file), gzip)?;
-            if unpacked != *diff_id {
-                return Err(mismatch(format!("unpacked layer {} of {uri}", layer.digest), diff_id, &unpacked));
+            let found = unpacker.layer(BufReader::with_capacity(256 * 1024, file), gzip)?;
+            if found != *diff_id {
+                return Err(mismatch(
+                    format!("unpacked layer {} of {uri}", layer.digest),
+                    diff_id,
+                    &found,
+                ));
             }
         }
         files::list(into, limits)
@@ -109,16 +130,23 @@ impl<'a> Repository<'a> {
     pub(super) async fn push(&self, packed: &Packed, tag: &str) -> Result<(), Error> {
         let uri = self.location.tagged(tag);
         let reference = self.location.by_tag(tag);
-        retry(async || self.send_layer(&uri, &reference, packed).await).await?;
-        let config_digest = Digest::of(&packed.config);
         retry(async || {
-            let sent = self.client.push_blob(&reference, packed.config.clone(), config_digest.as_str()).await;
-            sent.map(|_| ()).map_err(|error| classify::registry(&uri, &error))
+            let layer = (&packed.layer_digest, packed.layer_bytes);
+            self.send_blob(&uri, &reference, layer, packed.layer()).await
+        })
+        .await?;
+        retry(async || {
+            let config = (&Digest::of(&packed.config), packed.config.len() as u64);
+            let bytes = Ok(Bytes::from(packed.config.clone()));
+            self.send_blob(&uri, &reference, config, std::iter::once(bytes)).await
         })
         .await?;
         retry(async || {
             let kind = HeaderValue::from_static(MANIFEST_TYPE);
-            let sent = self.client.push_manifest_raw(&reference, packed.manifest.clone(), kind).await;
+            let sent = self
+                .client
+                .push_manifest_raw(&reference, packed.manifest.clone(), kind)
+                .await;
             sent.map(|_| ()).map_err(|error| classify::registry(&uri, &error))
         })
         .await?;
@@ -131,38 +159,78 @@ impl<'a> Repository<'a> {
         let reference = self.location.by_digest(&packed.artifact_digest);
         let bytes = retry(async || self.manifest_bytes(&reference).await).await?;
         if bytes != packed.manifest {
-            return Err(mismatch(format!("{uri} after the push"), &packed.artifact_digest, &Digest::of(&bytes)));
+            return Err(mismatch(
+                format!("{uri} after the push"),
+                &packed.artifact_digest,
+                &Digest::of(&bytes),
+            ));
         }
         Ok(())
     }
 
-    async fn send_layer(&self, uri: &str, reference: &Reference, packed: &Packed) -> Result<(), Error> {
-        let failed = |error| classify::registry(uri, &error);
-        if self.client.blob_exists(reference, packed.layer_digest.as_str()).await.unwrap_or(false) {
+    /// Sends a blob that is not there yet.
+    async fn send_blob(
+        &self,
+        uri: &str,
+        reference: &Reference,
+        (digest, bytes): (&Digest, u64),
+        chunks: impl Iterator<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<(), Error> {
+        // A registry that can't answer this is asked to take the blob, and says then what is wrong.
+        if self
+            .client
+            .blob_exists(reference, digest.as_str())
+            .await
+            .unwrap_or(false)
+        {
             return Ok(());
         }
-        let chunks = futures::stream::iter(packed.layer()).map_err(oci_client::errors::OciDistributionError::IoError);
-        self.client
-            .push_blob_stream(reference, chunks, packed.layer_digest.as_str(), Some(packed.layer_bytes))
-            .await
-            .map(|_| ())
-            .map_err(failed)
+        let chunks = futures::stream::iter(chunks).map_err(Oci::IoError);
+        let sent = self
+            .client
+            .push_blob_stream(reference, chunks, digest.as_str(), Some(bytes))
+            .await;
+        match sent {
+            Ok(_) => Ok(()),
+            // Some registries take a blob without saying where it is now, which we know.
+            Err(Oci::RegistryNoLocationError) => match self.client.blob_exists(reference, digest.as_str()).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(classify::registry(uri, &Oci::RegistryNoLocationError)),
+                Err(error) => Err(classify::registry(uri, &error)),
+            },
+            Err(error) => Err(classify::registry(uri, &error)),
+        }
     }
 
     async fn manifest_bytes(&self, reference: &Reference) -> Result<Vec<u8>, Error> {
         let uri = format!("oci://{reference}");
         let auth = oci_client::secrets::RegistryAuth::Anonymous; // what `open` stored wins
-        let accepted = [MANIFEST_TYPE, DOCKER_MANIFEST, oci_client::manifest::OCI_IMAGE_INDEX_MEDIA_TYPE];
+        let accepted = [
+            MANIFEST_TYPE,
+            DOCKER_MANIFEST,
+            oci_client::manifest::OCI_IMAGE_INDEX_MEDIA_TYPE,
+        ];
         let pulled = self.client.pull_manifest_raw(reference, &auth, &accepted).await;
         let (bytes, _) = pulled.map_err(|error| classify::registry(&uri, &error))?;
         if bytes.len() > MAX_MANIFEST {
-            return Err(Error::Refused { uri, reason: format!("its manifest has more than {MAX_MANIFEST} bytes") });
+            return Err(Error::Refused {
+                uri,
+                reason: format!("its manifest has more than {MAX_MANIFEST} bytes"),
+            });
         }
         Ok(bytes.to_vec())
     }
 
-    async fn diff_ids(&self, uri: &str, reference: &Reference, manifest: &OciImageManifest) -> Result<Vec<Digest>, Error> {
-        let refused = |reason: &str| Error::Refused { uri: uri.to_owned(), reason: reason.to_owned() };
+    async fn diff_ids(
+        &self,
+        uri: &str,
+        reference: &Reference,
+        manifest: &OciImageManifest,
+    ) -> Result<Vec<Digest>, Error> {
+        let refused = |reason: &str| Error::Refused {
+            uri: uri.to_owned(),
+            reason: reason.to_owned(),
+        };
         let bytes = retry(async || {
             let mut bytes = Vec::new();
             self.blob(uri, reference, &manifest.config, |chunk| {
@@ -173,19 +241,35 @@ impl<'a> Repository<'a> {
             Ok(bytes)
         })
         .await?;
-        let config: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| refused("its image config is no JSON"))?;
-        let ids = config.pointer("/rootfs/diff_ids").and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
+        let config: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|_| refused("its image config is no JSON"))?;
+        let ids = config
+            .pointer("/rootfs/diff_ids")
+            .and_then(serde_json::Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         let ids: Option<Vec<Digest>> = ids.iter().map(|id| id.as_str()?.parse().ok()).collect();
         let ids = ids.ok_or_else(|| refused("its image config has a diff_id that is no sha256 digest"))?;
         if ids.len() != manifest.layers.len() {
-            return Err(refused("its image config names another number of layers than its manifest: push it with `assayer push`"));
+            return Err(refused(
+                "its image config names another number of layers than its manifest: push it with `assayer push`",
+            ));
         }
         Ok(ids)
     }
 
-    async fn blob_to_file(&self, uri: &str, reference: &Reference, blob: &OciDescriptor, path: &Path) -> Result<(), Error> {
+    async fn blob_to_file(
+        &self,
+        uri: &str,
+        reference: &Reference,
+        blob: &OciDescriptor,
+        path: &Path,
+    ) -> Result<(), Error> {
         let mut file = File::create(path).map_err(Error::disk("create", path))?;
-        self.blob(uri, reference, blob, |chunk| file.write_all(chunk).map_err(Error::disk("write", path))).await
+        self.blob(uri, reference, blob, |chunk| {
+            file.write_all(chunk).map_err(Error::disk("write", path))
+        })
+        .await
     }
 
     /// Streams a blob to `sink` and checks size and digest. What `sink` got counts only when this returns `Ok`.
@@ -199,16 +283,26 @@ impl<'a> Repository<'a> {
         let what = || format!("blob {} of {uri}", blob.digest);
         let expected: Digest = blob.digest.parse().map_err(|_| Error::Refused {
             uri: uri.to_owned(),
-            reason: format!("it names a blob by `{}`: only sha256 is accepted", crate::failure::cut(&blob.digest, 80)),
+            reason: format!(
+                "it names a blob by `{}`: only sha256 is accepted",
+                crate::failure::cut(&blob.digest, 80)
+            ),
         })?;
         // By digest alone: a descriptor's `urls` would make us call addresses of its author's choice.
         let opened = self.client.pull_blob_stream(reference, expected.as_str()).await;
         let mut stream = opened.map_err(|error| classify::registry(&what(), &error))?.stream;
         let (mut hash, mut left) = (Sha256::new(), u64::try_from(blob.size).unwrap_or(0));
-        while let Some(chunk) = stream.try_next().await.map_err(|error| classify::stream(&what(), &error))? {
+        while let Some(chunk) = stream
+            .try_next()
+            .await
+            .map_err(|error| classify::stream(&what(), &error))?
+        {
             left = left.checked_sub(chunk.len() as u64).ok_or_else(|| Error::Refused {
                 uri: uri.to_owned(),
-                reason: format!("blob {} is larger than the {} bytes that its manifest says", blob.digest, blob.size),
+                reason: format!(
+                    "blob {} is larger than the {} bytes that its manifest says",
+                    blob.digest, blob.size
+                ),
             })?;
             hash.update(&chunk);
             sink(&chunk)?;
@@ -227,7 +321,7 @@ fn config(plain: &[String], extra_root_certificates: Vec<Certificate>) -> Client
         use_monolithic_push: true,
         platform_resolver: None,
         connect_timeout: Some(Duration::from_secs(10)),
-        read_timeout: Some(Duration::from_secs(60)),
+        read_timeout: Some(Duration::from_mins(1)),
         user_agent: concat!("assayer-worker/", env!("CARGO_PKG_VERSION")),
         extra_root_certificates,
         ..ClientConfig::default()
@@ -236,10 +330,16 @@ fn config(plain: &[String], extra_root_certificates: Vec<Certificate>) -> Client
 
 /// Refuses what containerd would mount as an empty folder, and what is beyond the limits.
 fn check_manifest(uri: &str, bytes: &[u8], limits: Limits) -> Result<OciImageManifest, Error> {
-    let refused = |reason: String| Error::Refused { uri: uri.to_owned(), reason };
-    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| refused(format!("its manifest is no JSON: {error}")))?;
+    let refused = |reason: String| Error::Refused {
+        uri: uri.to_owned(),
+        reason,
+    };
+    let value: serde_json::Value =
+        serde_json::from_slice(bytes).map_err(|error| refused(format!("its manifest is no JSON: {error}")))?;
     if value.get("manifests").is_some() {
-        return Err(refused("it is an index over several manifests: pin the digest of one manifest".into()));
+        return Err(refused(
+            "it is an index over several manifests: pin the digest of one manifest".into(),
+        ));
     }
     let manifest: OciImageManifest =
         serde_json::from_value(value).map_err(|error| refused(format!("its manifest can't be read: {error}")))?;
@@ -257,16 +357,19 @@ fn check_manifest(uri: &str, bytes: &[u8], limits: Limits) -> Result<OciImageMan
             TAR[0]
         )));
     }
-    let sizes = manifest.layers.iter().map(|layer| u64::try_from(layer.size).ok());
-    let total = sizes.fold(Some(0_u64), |sum, size| sum?.checked_add(size?));
+    let mut sizes = manifest.layers.iter().map(|layer| u64::try_from(layer.size).ok());
+    let total = sizes.try_fold(0_u64, |sum, size| sum.checked_add(size?));
     let most = limits.bytes.saturating_add(1 << 30);
     match total {
         None => Err(refused("a layer has an impossible size".into())),
-        Some(total) if total > most => Err(refused(format!("its layers have {total} bytes; at most {most} are read"))),
+        Some(total) if total > most => Err(refused(format!(
+            "its layers have {total} bytes; at most {most} are read"
+        ))),
         Some(_) if manifest.layers.is_empty() => Err(refused("it has no layer".into())),
-        Some(_) if manifest.layers.len() > MAX_LAYERS => {
-            Err(refused(format!("it has {} layers; at most {MAX_LAYERS} are read", manifest.layers.len())))
-        }
+        Some(_) if manifest.layers.len() > MAX_LAYERS => Err(refused(format!(
+            "it has {} layers; at most {MAX_LAYERS} are read",
+            manifest.layers.len()
+        ))),
         Some(_) if u64::try_from(manifest.config.size).is_ok_and(|size| size <= MAX_CONFIG) => Ok(manifest),
         Some(_) => Err(refused(format!("its image config is larger than {MAX_CONFIG} bytes"))),
     }
@@ -277,7 +380,11 @@ fn is_layer(media_type: &str) -> bool {
 }
 
 fn mismatch(what: String, expected: &Digest, actual: &Digest) -> Error {
-    Error::DigestMismatch { what, expected: expected.to_string(), actual: actual.to_string() }
+    Error::DigestMismatch {
+        what,
+        expected: expected.to_string(),
+        actual: actual.to_string(),
+    }
 }
 
 /// Tries again after transient failures, a few times.

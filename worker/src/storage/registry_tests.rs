@@ -1,7 +1,7 @@
 //! Against a real OCI registry (`crane registry serve`), and against answers that a real one gives only when it is ill.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -18,10 +18,7 @@ struct Registry {
 
 impl Registry {
     fn start() -> Self {
-        Self::start_at(tempfile::tempdir().unwrap(), free_port())
-    }
-
-    fn start_at(disk: tempfile::TempDir, port: u16) -> Self {
+        let (disk, port) = (tempfile::tempdir().unwrap(), free_port());
         let crane = std::env::var_os("ASSAYER_CRANE")
             .map(PathBuf::from)
             .expect("ASSAYER_CRANE names no crane binary: run the tests with `cargo xtask test`");
@@ -52,7 +49,11 @@ impl Registry {
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
-                if path.is_dir() { folders.push(path) } else { found.push(path) }
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    found.push(path);
+                }
             }
         }
         found
@@ -64,11 +65,17 @@ impl Registry {
         let repository = Repository::open(&location, &Access::default()).await.unwrap();
         let reference = location.by_tag("t");
         for blob in blobs {
-            repository.client.push_blob(&reference, blob.to_vec(), Digest::of(blob).as_str()).await.unwrap();
+            let chunks = std::iter::once(Ok(Bytes::copy_from_slice(blob)));
+            let named = (&Digest::of(blob), blob.len() as u64);
+            repository.send_blob("test", &reference, named, chunks).await.unwrap();
         }
         let bytes = serde_json::to_vec(manifest).unwrap();
         let kind = manifest["mediaType"].as_str().unwrap_or(MANIFEST_TYPE).parse().unwrap();
-        repository.client.push_manifest_raw(&reference, bytes.clone(), kind).await.unwrap();
+        repository
+            .client
+            .push_manifest_raw(&reference, bytes.clone(), kind)
+            .await
+            .unwrap();
         location.at(&Digest::of(&bytes))
     }
 }
@@ -108,34 +115,94 @@ async fn what_is_pushed_comes_back_and_pushing_again_changes_nothing() {
     let tag = candidate_tag("int8", &packed.model_digest);
     let pushed = push(&packed, &location, &tag, &Access::default()).await.unwrap();
     let stored = registry.blobs().len();
-    assert_eq!(push(&packed, &location, &tag, &Access::default()).await.unwrap(), pushed);
+    assert_eq!(
+        push(&packed, &location, &tag, &Access::default()).await.unwrap(),
+        pushed
+    );
     assert_eq!(registry.blobs().len(), stored);
     let (fetched, into) = pull(&pushed.uri).await;
     let fetched = fetched.unwrap();
-    assert_eq!((fetched.model_digest, fetched.artifact_digest), (pushed.model_digest, Some(pushed.artifact_digest.clone())));
+    assert_eq!(
+        (fetched.model_digest, fetched.artifact_digest),
+        (pushed.model_digest, Some(pushed.artifact_digest.clone()))
+    );
     assert_eq!(std::fs::read(into.path().join("model.onnx")).unwrap(), b"m");
     let tagged = Location::parse(&location.tagged(&tag)).unwrap();
-    assert_eq!(resolve(&tagged, &Access::default()).await.unwrap(), pushed.artifact_digest);
+    assert_eq!(
+        resolve(&tagged, &Access::default()).await.unwrap(),
+        pushed.artifact_digest
+    );
+}
+
+/// A registry that answers each path with the bytes that somebody chose for it.
+fn lying(answers: Vec<(String, Vec<u8>)>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = String::new();
+            BufReader::new(&stream).read_line(&mut request).unwrap();
+            let path = request.split(' ').nth(1).unwrap_or_default();
+            let body = answers
+                .iter()
+                .find(|(end, _)| path.ends_with(end))
+                .map_or(&[][..], |(_, body)| body);
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                body.len()
+            );
+            let _gone = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        }
+    });
+    host
 }
 
 #[tokio::test]
-async fn a_layer_that_was_changed_or_cut_in_the_registry_is_noticed() {
-    for change in [|bytes: &mut Vec<u8>| bytes[700] ^= 1, |bytes: &mut Vec<u8>| bytes.truncate(5_000)] {
-        let registry = Registry::start();
-        let folder = model("m");
-        let packed = pack(folder.path()).unwrap();
-        let pushed = push(&packed, &registry.location("m"), "t", &Access::default()).await.unwrap();
-        let layer = registry.blobs().into_iter().find(|path| path.metadata().unwrap().len() == packed.layer_bytes).unwrap();
-        let mut bytes = std::fs::read(&layer).unwrap();
-        change(&mut bytes);
-        std::fs::write(&layer, bytes).unwrap();
-        let failure = Failure::from(pull(&pushed.uri).await.0.unwrap_err());
-        assert!(
-            failure.reason == reasons::DIGEST_MISMATCH || failure.class == FailureClass::Storage,
-            "{}",
-            failure.message
-        );
+async fn bytes_that_are_not_those_of_their_digest_are_noticed_and_nothing_is_kept() {
+    let folder = model("m");
+    let packed = pack(folder.path()).unwrap();
+    let layer: Vec<u8> = packed.layer().flat_map(|chunk| chunk.unwrap()).collect();
+    let flipped = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        bytes
+    };
+    let honest = [packed.manifest.clone(), packed.config.clone(), layer.clone()];
+    let longer = [&layer[..], b"more"].concat();
+    for (changed, bytes, reason) in [
+        (0, flipped(&packed.manifest), reasons::DIGEST_MISMATCH),
+        (1, flipped(&packed.config), reasons::DIGEST_MISMATCH),
+        (2, flipped(&layer), reasons::DIGEST_MISMATCH),
+        (2, layer[..5_000].to_vec(), reasons::DIGEST_MISMATCH),
+        (2, longer, reasons::ARTIFACT_REFUSED),
+    ] {
+        let mut answers = honest.clone();
+        answers[changed] = bytes;
+        let digests = [
+            &packed.artifact_digest,
+            &Digest::of(&packed.config),
+            &packed.layer_digest,
+        ];
+        let answers = digests.iter().map(ToString::to_string).zip(answers).collect();
+        let location = Location::parse(&format!("oci://{}/m", lying(answers))).unwrap();
+        let (result, into) = pull(&location.at(&packed.artifact_digest)).await;
+        let failure = Failure::from(result.unwrap_err());
+        assert_eq!(failure.reason, reason, "{changed}: {}", failure.message);
+        assert!(!into.path().join("model.onnx").exists());
     }
+    let answers = [
+        &packed.artifact_digest,
+        &Digest::of(&packed.config),
+        &packed.layer_digest,
+    ];
+    let answers = answers.iter().map(ToString::to_string).zip(honest).collect();
+    let location = Location::parse(&format!("oci://{}/m", lying(answers))).unwrap();
+    assert!(
+        pull(&location.at(&packed.artifact_digest)).await.0.is_ok(),
+        "the same, told honestly"
+    );
 }
 
 #[tokio::test]
@@ -143,23 +210,55 @@ async fn what_is_not_there_is_not_found() {
     let registry = Registry::start();
     let uri = registry.location("none").at(&Digest::of(b"none"));
     let failure = Failure::from(pull(&uri).await.0.unwrap_err());
-    assert_eq!((failure.reason.as_str(), failure.class), (reasons::NOT_FOUND, FailureClass::Refused), "{}", failure.message);
+    assert_eq!(
+        (failure.reason.as_str(), failure.class),
+        (reasons::NOT_FOUND, FailureClass::Refused),
+        "{}",
+        failure.message
+    );
 }
 
 #[tokio::test]
 async fn shapes_that_mount_as_an_empty_folder_are_refused() {
     let registry = Registry::start();
-    let manifest = |config: serde_json::Value, layers: serde_json::Value| {
-        serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": config, "layers": layers})
-    };
+    let manifest = |config: serde_json::Value, layers: serde_json::Value| serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": config, "layers": layers});
     let (empty, raw) = (&b"{}"[..], &b"raw model bytes"[..]);
     let layer = descriptor(TAR[0], raw);
     for (name, manifest, why) in [
-        ("raw", manifest(descriptor("application/vnd.oci.empty.v1+json", empty), serde_json::json!([descriptor("application/octet-stream", raw)])), "not image-shaped"),
-        ("modelpack", manifest(descriptor("application/vnd.cncf.model.config.v1+json", empty), serde_json::json!([descriptor("application/vnd.cncf.model.weight.v1.raw", raw)])), "assayer push"),
-        ("mixed", manifest(descriptor(CONFIG_TYPE, empty), serde_json::json!([descriptor("application/vnd.cncf.model.weight.v1.raw", raw)])), "can't be mounted"),
-        ("none", manifest(descriptor(CONFIG_TYPE, empty), serde_json::json!([])), "no layer"),
-        ("diffs", manifest(descriptor(CONFIG_TYPE, empty), serde_json::json!([layer])), "another number of layers"),
+        (
+            "raw",
+            manifest(
+                descriptor("application/vnd.oci.empty.v1+json", empty),
+                serde_json::json!([descriptor("application/octet-stream", raw)]),
+            ),
+            "not image-shaped",
+        ),
+        (
+            "modelpack",
+            manifest(
+                descriptor("application/vnd.cncf.model.config.v1+json", empty),
+                serde_json::json!([descriptor("application/vnd.cncf.model.weight.v1.raw", raw)]),
+            ),
+            "assayer push",
+        ),
+        (
+            "mixed",
+            manifest(
+                descriptor(CONFIG_TYPE, empty),
+                serde_json::json!([descriptor("application/vnd.cncf.model.weight.v1.raw", raw)]),
+            ),
+            "can't be mounted",
+        ),
+        (
+            "none",
+            manifest(descriptor(CONFIG_TYPE, empty), serde_json::json!([])),
+            "no layer",
+        ),
+        (
+            "diffs",
+            manifest(descriptor(CONFIG_TYPE, empty), serde_json::json!([layer])),
+            "another number of layers",
+        ),
     ] {
         let uri = registry.put(name, &[empty, raw], &manifest).await;
         let failure = Failure::from(pull(&uri).await.0.unwrap_err());
@@ -176,7 +275,9 @@ async fn a_layer_that_is_not_what_its_config_says_is_refused() {
     header.set_size(1);
     builder.append_data(&mut header, "model.onnx", &b"m"[..]).unwrap();
     let layer = builder.into_inner().unwrap();
-    let config = serde_json::to_vec(&serde_json::json!({"rootfs": {"type": "layers", "diff_ids": [Digest::of(b"other")]}})).unwrap();
+    let config =
+        serde_json::to_vec(&serde_json::json!({"rootfs": {"type": "layers", "diff_ids": [Digest::of(b"other")]}}))
+            .unwrap();
     let manifest = serde_json::json!({
         "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
         "config": descriptor(CONFIG_TYPE, &config), "layers": [descriptor(TAR[0], &layer)],
@@ -192,18 +293,22 @@ async fn a_layer_that_is_not_what_its_config_says_is_refused() {
 #[tokio::test]
 async fn a_registry_that_comes_back_is_waited_for() {
     let registry = Registry::start();
-    let folder = model("m");
-    let pushed = push(&pack(folder.path()).unwrap(), &registry.location("m"), "t", &Access::default()).await.unwrap();
-    let port: u16 = registry.host.rsplit_once(':').unwrap().1.parse().unwrap();
-    let copy = tempfile::tempdir().unwrap();
-    assert!(Command::new("cp").arg("-a").arg(format!("{}/.", registry.disk.path().display())).arg(copy.path()).status().unwrap().success());
-    drop(registry);
-    let later = std::thread::spawn(move || {
+    let (location, folder) = (registry.location("m"), model("m"));
+    let pushed = push(&pack(folder.path()).unwrap(), &location, "t", &Access::default())
+        .await
+        .unwrap();
+    let (port, behind) = (free_port(), registry.host.clone());
+    std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(600));
-        Registry::start_at(copy, port)
+        for stream in TcpListener::bind(("127.0.0.1", port)).unwrap().incoming() {
+            let (mut near, mut far) = (stream.unwrap(), TcpStream::connect(&behind).unwrap());
+            let (mut near_too, mut far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut near, &mut far));
+            std::thread::spawn(move || std::io::copy(&mut far_too, &mut near_too));
+        }
     });
-    let (fetched, _into) = pull(&pushed.uri).await;
-    let _registry = later.join().unwrap();
+    let away = Location::parse(&format!("oci://127.0.0.1:{port}/models/m")).unwrap();
+    let (fetched, _into) = pull(&away.at(&pushed.artifact_digest)).await;
     assert_eq!(fetched.unwrap().model_digest, pushed.model_digest);
 }
 
@@ -216,7 +321,10 @@ fn answering(status: &'static str) -> String {
             let mut stream = stream.unwrap();
             let mut request = [0; 4_096];
             let _read = stream.read(&mut request);
-            let _written = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let _written = write!(
+                stream,
+                "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
         }
     });
     host
@@ -236,6 +344,13 @@ async fn refused_credentials_and_dead_registries_are_told_apart() {
     }
     let nobody = Location::parse(&format!("oci://127.0.0.1:{}/m", free_port())).unwrap();
     let failure = Failure::from(pull(&nobody.at(&Digest::of(b"x"))).await.0.unwrap_err());
-    assert_eq!((failure.class, failure.reason.as_str()), (FailureClass::Storage, reasons::STORAGE_UNAVAILABLE));
-    assert!(failure.message.contains("refused"), "the cause is named: {}", failure.message);
+    assert_eq!(
+        (failure.class, failure.reason.as_str()),
+        (FailureClass::Storage, reasons::STORAGE_UNAVAILABLE)
+    );
+    assert!(
+        failure.message.contains("refused"),
+        "the cause is named: {}",
+        failure.message
+    );
 }

@@ -59,14 +59,30 @@ struct Announced {
 
 impl<'a> Unpacker<'a> {
     pub(super) fn new(uri: &'a str, into: &'a Path, limits: Limits) -> Self {
-        Self { uri, into, limits, seen: BTreeSet::new(), bytes: 0 }
+        Self {
+            uri,
+            into,
+            limits,
+            seen: BTreeSet::new(),
+            bytes: 0,
+        }
     }
 
     /// Unpacks one layer and returns the digest of its uncompressed bytes.
     pub(super) fn layer(&mut self, layer: impl Read, gzip: bool) -> Result<Digest, Error> {
-        let most = self.limits.bytes.saturating_add(self.limits.files as u64 * OVERHEAD_PER_FILE);
-        let raw: Box<dyn Read + '_> = if gzip { Box::new(flate2::read::MultiGzDecoder::new(layer)) } else { Box::new(layer) };
-        let mut archive = Archive::new(Hashing { inner: raw.take(most), hash: Sha256::new() });
+        let most = self
+            .limits
+            .bytes
+            .saturating_add(self.limits.files as u64 * OVERHEAD_PER_FILE);
+        let raw: Box<dyn Read + '_> = if gzip {
+            Box::new(flate2::read::MultiGzDecoder::new(layer))
+        } else {
+            Box::new(layer)
+        };
+        let mut archive = Archive::new(Hashing {
+            inner: raw.take(most),
+            hash: Sha256::new(),
+        });
         self.entries(&mut archive)?;
         let mut rest = archive.into_inner();
         io::copy(&mut rest, &mut io::sink()).map_err(|error| self.refused(format!("a layer is damaged: {error}")))?;
@@ -97,7 +113,9 @@ impl<'a> Unpacker<'a> {
                 }
                 EntryType::Regular => {
                     if announced.size.is_some_and(|size| size != entry.size()) {
-                        return Err(self.refused("an entry's size is given only in a pax record: write it in ustar or GNU format".into()));
+                        return Err(self.refused(
+                            "an entry's size is given only in a pax record: write it in ustar or GNU format".into(),
+                        ));
                     }
                     let path = self.path_of(&entry, announced.path.take())?;
                     self.file(&path, &mut entry)?;
@@ -115,9 +133,17 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn announce<R: Read>(&self, entry: &mut tar::Entry<'_, R>, kind: EntryType, announced: &mut Announced) -> Result<(), Error> {
+    fn announce<R: Read>(
+        &self,
+        entry: &mut tar::Entry<'_, R>,
+        kind: EntryType,
+        announced: &mut Announced,
+    ) -> Result<(), Error> {
         if entry.size() > MAX_EXTENSION {
-            return Err(self.refused(format!("an extension record of {} bytes; at most {MAX_EXTENSION} are read", entry.size())));
+            return Err(self.refused(format!(
+                "an extension record of {} bytes; at most {MAX_EXTENSION} are read",
+                entry.size()
+            )));
         }
         let mut bytes = Vec::new();
         entry
@@ -172,7 +198,10 @@ impl<'a> Unpacker<'a> {
         self.check_depth(path)?;
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.starts_with(".wh.") {
-            return Err(self.refused(format!("`{}` deletes a file of a lower layer: flatten the artifact", path.display())));
+            return Err(self.refused(format!(
+                "`{}` deletes a file of a lower layer: flatten the artifact",
+                path.display()
+            )));
         }
         if self.seen.len() >= self.limits.files {
             return Err(self.refused(format!("more than {} files", self.limits.files)));
@@ -211,7 +240,10 @@ impl<'a> Unpacker<'a> {
     }
 
     fn refused(&self, reason: String) -> Error {
-        Error::Refused { uri: self.uri.to_owned(), reason }
+        Error::Refused {
+            uri: self.uri.to_owned(),
+            reason,
+        }
     }
 }
 

@@ -38,7 +38,11 @@ fn unpack(layer: &[u8], limits: Limits) -> (Result<Digest, Error>, tempfile::Tem
 
 fn refusal(layer: &[u8], limits: Limits) -> String {
     let (result, folder) = unpack(layer, limits);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing beside the folder");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing beside the folder"
+    );
     match result.unwrap_err() {
         Error::Refused { reason, .. } => reason,
         other => panic!("{other}"),
@@ -51,7 +55,9 @@ fn files_and_folders_come_out_and_the_digest_is_of_the_whole_layer() {
     let mut dir = header(EntryType::Directory, 0);
     builder.append_data(&mut dir, "./sub/", std::io::empty()).unwrap();
     for (name, data) in [("./model.onnx", "m"), ("sub/weights.bin", "w")] {
-        builder.append_data(&mut header(EntryType::Regular, 1), name, data.as_bytes()).unwrap();
+        builder
+            .append_data(&mut header(EntryType::Regular, 1), name, data.as_bytes())
+            .unwrap();
     }
     let layer = builder.into_inner().unwrap();
     let (result, folder) = unpack(&layer, Limits::default());
@@ -66,7 +72,14 @@ fn files_and_folders_come_out_and_the_digest_is_of_the_whole_layer() {
 
 #[test]
 fn names_that_leave_the_folder_are_refused() {
-    for name in [&b"../evil"[..], b"/etc/evil", b"a/../../evil", b"a\\..\\evil", b"a/\x07", b"\xff\xfe"] {
+    for name in [
+        &b"../evil"[..],
+        b"/etc/evil",
+        b"a/../../evil",
+        b"a\\..\\evil",
+        b"a/\x07",
+        b"\xff\xfe",
+    ] {
         let why = refusal(&one(EntryType::Regular, name, b"x"), Limits::default());
         assert!(why.contains("the name"), "{why}");
     }
@@ -94,7 +107,14 @@ fn long_names_are_checked_like_short_ones() {
 
 #[test]
 fn links_devices_and_sparse_files_are_refused() {
-    for kind in [EntryType::Symlink, EntryType::Link, EntryType::Char, EntryType::Block, EntryType::Fifo, EntryType::GNUSparse] {
+    for kind in [
+        EntryType::Symlink,
+        EntryType::Link,
+        EntryType::Char,
+        EntryType::Block,
+        EntryType::Fifo,
+        EntryType::GNUSparse,
+    ] {
         let why = refusal(&one(kind, b"model.onnx", b""), Limits::default());
         assert!(why.contains("regular files only"), "{why}");
     }
@@ -102,13 +122,19 @@ fn links_devices_and_sparse_files_are_refused() {
 
 #[test]
 fn bombs_are_refused() {
-    let limits = Limits { files: 2, bytes: 10, depth: 1 };
+    let limits = Limits {
+        files: 2,
+        bytes: 10,
+        depth: 1,
+    };
     assert!(refusal(&one(EntryType::Regular, b"a", b"01234567890"), limits).contains("more than 10 bytes"));
     assert!(refusal(&one(EntryType::Regular, b"a/b/c", b""), limits).contains("levels deep"));
     assert!(refusal(&one(EntryType::XHeader, b"pax", &vec![b'0'; 70_000]), limits).contains("extension record"));
     let mut builder = Builder::new(Vec::new());
     for name in ["a", "b", "c"] {
-        builder.append_data(&mut header(EntryType::Regular, 0), name, std::io::empty()).unwrap();
+        builder
+            .append_data(&mut header(EntryType::Regular, 0), name, std::io::empty())
+            .unwrap();
     }
     assert!(refusal(&builder.into_inner().unwrap(), limits).contains("more than 2 files"));
     // An entry that claims far more than the layer holds costs nothing.
@@ -116,7 +142,16 @@ fn bombs_are_refused() {
     raw_name(&mut claim, b"a");
     let mut layer = claim.as_bytes().to_vec();
     layer.extend_from_slice(&[0; 512]);
-    assert!(refusal(&layer, Limits { bytes: 1 << 41, ..limits }).contains("cut short"));
+    assert!(
+        refusal(
+            &layer,
+            Limits {
+                bytes: 1 << 41,
+                ..limits
+            }
+        )
+        .contains("cut short")
+    );
     // Zeros after the archive are read, but not for ever.
     let endless = std::io::repeat(0).take(1 << 30);
     let folder = tempfile::tempdir().unwrap();
@@ -128,7 +163,9 @@ fn twins_collisions_whiteouts_and_cuts_are_refused() {
     let twice = |first: &str, second: &str| {
         let mut builder = Builder::new(Vec::new());
         for name in [first, second] {
-            builder.append_data(&mut header(EntryType::Regular, 1), name, &b"x"[..]).unwrap();
+            builder
+                .append_data(&mut header(EntryType::Regular, 1), name, &b"x"[..])
+                .unwrap();
         }
         builder.into_inner().unwrap()
     };

@@ -47,14 +47,20 @@ impl Location {
         let reference: Reference = rest.parse().map_err(|error| wrong(format!("{error}")))?;
         // The parser knows a default registry; ours are always named.
         if reference.registry() != host {
-            return Err(wrong(format!("`{host}` is not a registry host: write oci://host[:port]/repository")));
+            return Err(wrong(format!(
+                "`{host}` is not a registry host: write oci://host[:port]/repository"
+            )));
         }
         let digest = match reference.digest().map(str::parse) {
             None => None,
             Some(Ok(digest)) => Some(digest),
             Some(Err(error)) => return Err(wrong(format!("{error}"))),
         };
-        let has_tag = rest.split('@').next().and_then(|name| name.rsplit('/').next()).is_some_and(|last| last.contains(':'));
+        let has_tag = rest
+            .split('@')
+            .next()
+            .and_then(|name| name.rsplit('/').next())
+            .is_some_and(|last| last.contains(':'));
         Ok(Self {
             host: host.to_owned(),
             repository: reference.repository().to_owned(),
@@ -121,9 +127,18 @@ mod tests {
     fn artifacts_are_named_by_host_repository_and_digest() {
         let digest = Digest::of(b"x");
         let location = Location::parse(&format!("oci://10.0.0.5:5000/models/magika:v1@{digest}")).unwrap();
-        assert_eq!((location.host.as_str(), location.repository.as_str()), ("10.0.0.5:5000", "models/magika"));
-        assert_eq!((location.tag.as_deref(), &location.digest), (Some("v1"), &Some(digest.clone())));
-        assert_eq!(location.at(&digest), format!("oci://10.0.0.5:5000/models/magika@{digest}"));
+        assert_eq!(
+            (location.host.as_str(), location.repository.as_str()),
+            ("10.0.0.5:5000", "models/magika")
+        );
+        assert_eq!(
+            (location.tag.as_deref(), &location.digest),
+            (Some("v1"), &Some(digest.clone()))
+        );
+        assert_eq!(
+            location.at(&digest),
+            format!("oci://10.0.0.5:5000/models/magika@{digest}")
+        );
         assert_eq!(Location::parse("oci://h.example/m").unwrap().tag, None);
         assert!(!location.is_loopback());
         assert!(Location::parse("oci://127.0.0.1:5000/m").unwrap().is_loopback());
@@ -143,7 +158,10 @@ mod tests {
         ] {
             assert!(Location::parse(uri).is_err(), "{uri}");
         }
-        assert!(Source::parse("oci://h.example/m:latest", true).is_err(), "tags can move");
+        assert!(
+            Source::parse("oci://h.example/m:latest", true).is_err(),
+            "tags can move"
+        );
     }
 
     #[test]

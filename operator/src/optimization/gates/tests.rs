@@ -1,6 +1,6 @@
 //! Gates in tables: what passes, what does not, and in which words.
 
-use assayer_crds::contract::Measurement;
+use assayer_crds::contract::{Measurement, Measurements};
 use assayer_crds::digest::Digest;
 use proptest::prelude::*;
 use serde_json::json;
@@ -93,56 +93,26 @@ fn bounds_hold_or_not_in_words() {
     }
 }
 
+/// Something that spoils a measurement.
+type Damage = fn(&mut Measured);
+
 #[test]
 fn what_can_not_be_judged_never_passes() {
     let spec = with_gate(&json!({"name": "g", "metric": "latencyP99", "maxRatio": "9", "minSamples": 100}));
-    type Damage = fn(&mut Measured);
     let damages: [(&str, Damage); 9] = [
         ("the candidate has no latencyP99", |m| {
-            drop(m.candidate.as_mut().unwrap().remove("latencyP99"))
+            m.candidate = Some(Measurements::new());
         }),
         ("the candidate has no latencyP99", |m| m.candidate = None),
-        ("the baseline has no latencyP99", |m| {
-            drop(m.baseline.remove("latencyP99"))
-        }),
-        ("99 samples, at least 100", |m| {
-            set(
-                m,
-                Measurement {
-                    value: 0.1,
-                    samples: 99,
-                },
-            )
-        }),
-        ("not a usable number", |m| {
-            set(
-                m,
-                Measurement {
-                    value: f64::NAN,
-                    samples: 200,
-                },
-            )
-        }),
-        ("not a usable number", |m| {
-            set(
-                m,
-                Measurement {
-                    value: -1.0,
-                    samples: 200,
-                },
-            )
-        }),
+        ("the baseline has no latencyP99", |m| m.baseline = Measurements::new()),
+        ("99 samples, at least 100", |m| set(m, 0.1, 99)),
+        ("not a usable number", |m| set(m, f64::NAN, 200)),
+        ("not a usable number", |m| set(m, -1.0, 200)),
         ("the baseline is 0", |m| {
-            drop(m.baseline.insert(
-                "latencyP99".into(),
-                Measurement {
-                    value: 0.0,
-                    samples: 200,
-                },
-            ))
+            m.baseline.get_mut("latencyP99").unwrap().value = 0.0;
         }),
         ("another candidate was measured", |m| {
-            m.candidate_digest = Some(Digest::of(b"other"))
+            m.candidate_digest = Some(Digest::of(b"other"));
         }),
         ("not measured exactly once", |m| m.environment = "elsewhere".into()),
     ];
@@ -155,12 +125,9 @@ fn what_can_not_be_judged_never_passes() {
     }
 }
 
-fn set(measured: &mut Measured, measurement: Measurement) {
-    measured
-        .candidate
-        .as_mut()
-        .unwrap()
-        .insert("latencyP99".into(), measurement);
+fn set(measured: &mut Measured, value: f64, samples: u64) {
+    let candidate = measured.candidate.as_mut().unwrap();
+    candidate.insert("latencyP99".into(), Measurement { value, samples });
 }
 
 #[test]
@@ -246,7 +213,7 @@ proptest! {
     fn passed_means_within_the_bound(value in any::<f64>(), baseline in any::<f64>(), samples in 0..3_u64) {
         let spec = with_gate(&json!({"name": "g", "metric": "latencyP99", "maxRatio": "0.80", "minSamples": 2}));
         let mut measured = measured("edge", 0.9, 1.0);
-        set(&mut measured, Measurement { value, samples });
+        set(&mut measured, value, samples);
         measured.baseline.insert("latencyP99".into(), Measurement { value: baseline, samples: 2 });
         let verdict = verdict_of(&spec, &measured);
         if verdict.verdict == PASSED {

@@ -22,17 +22,11 @@ fn built(spec: &ModelOptimizationSpec, step: &Step) -> Job {
         worker_image: IMAGE.into(),
         plain_http: Vec::new(),
     };
-    let work = match step {
-        Step::Make { .. } => Work::Make(steps::make_plan(spec, &spec.candidates[0], None)),
-        _ => {
-            let name = step.environment().unwrap();
-            let environment = spec
-                .environments
-                .iter()
-                .find(|environment| environment.name == name)
-                .unwrap();
-            Work::Measure(steps::measure_plan(spec, environment, None, None))
-        }
+    let work = if let Some(name) = step.environment() {
+        let environment = spec.environments.iter().find(|environment| environment.name == name);
+        Work::Measure(steps::measure_plan(spec, environment.unwrap(), None, None))
+    } else {
+        Work::Make(steps::make_plan(spec, &spec.candidates[0], None))
     };
     let run = run();
     let plan = steps::worker_plan(spec, &settings, &run, step, 1, work);
