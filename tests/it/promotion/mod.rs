@@ -25,8 +25,14 @@ async fn a_promotion_from_request_to_live_and_back() -> Result<()> {
     scene.policy().await?;
     let waiting = scene.reach("prod", "AwaitingApproval", "ApprovalMissing").await?;
     let digest = waiting.request.context("no request")?.digest;
-    let asks = waiting.conditions.iter().find(|c| c.type_ == "Approved").context("no Approved")?;
-    ensure!(asks.message.contains(&format!("kubectl annotate mpromo prod -n ml approve.assayer.dev/security={digest}")));
+    let asks = waiting
+        .conditions
+        .iter()
+        .find(|c| c.type_ == "Approved")
+        .context("no Approved")?;
+    ensure!(asks.message.contains(&format!(
+        "kubectl annotate mpromo prod -n ml approve.assayer.dev/security={digest}"
+    )));
     ensure!(waiting.summary.approvals == "0/1");
 
     goes_live(&scene, first.as_str()).await?;
@@ -42,15 +48,26 @@ async fn goes_live(scene: &Scene, first: &str) -> Result<()> {
     scene.apply_from_git().await?;
     let took = scene.approve("prod").await?;
     ensure!(took < FIRST_WRITE, "the first write came {took:?} after the approval");
-    ensure!(scene.reference().await?.is_some_and(|reference| reference == format!("r.test/models/magika@{first}")));
+    ensure!(
+        scene
+            .reference()
+            .await?
+            .is_some_and(|reference| reference == format!("r.test/models/magika@{first}"))
+    );
     scene.rollout_completes().await?;
     let live = scene.reach("prod", "Live", "Live").await?;
     let model = live.live.context("no live model")?;
     ensure!(model.artifact.artifact_digest == first && model.approvals[0].user == "bob" && model.ticket == "CHG-1");
-    ensure!(live.attempt.is_some_and(|attempt| attempt.delivery.is_some() && attempt.cause == "RolloutComplete"));
+    ensure!(
+        live.attempt
+            .is_some_and(|attempt| attempt.delivery.is_some() && attempt.cause == "RolloutComplete")
+    );
     let events = scene.events("prod").await?;
     for reason in ["ApprovalMissing", "RolloutStarted", "Live"] {
-        ensure!(events.iter().any(|event| event == reason), "no event {reason}: {events:?}");
+        ensure!(
+            events.iter().any(|event| event == reason),
+            "no event {reason}: {events:?}"
+        );
     }
     Ok(())
 }
@@ -65,7 +82,10 @@ async fn quiet_when_idle(scene: &Scene) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let before = versions().await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    ensure!(before == versions().await?, "something was written while nothing happened");
+    ensure!(
+        before == versions().await?,
+        "something was written while nothing happened"
+    );
     Ok(())
 }
 
@@ -73,12 +93,20 @@ async fn quiet_when_idle(scene: &Scene) -> Result<()> {
 async fn survives_git(scene: &Scene, first: &str) -> Result<()> {
     let deployment = scene.apply_from_git().await?;
     let fields = deployment.metadata.managed_fields.unwrap_or_default();
-    let ours: Vec<_> = fields.iter().filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER)).collect();
+    let ours: Vec<_> = fields
+        .iter()
+        .filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
+        .collect();
     ensure!(ours.len() == 1, "{ours:?}");
     let owned = ours[0].fields_v1.as_ref().map(|fields| fields.0.clone());
     let expected = json!({"f:spec": {"f:template": {"f:spec": {"f:volumes": {"k:{\"name\":\"model\"}": {".": {}, "f:image": {"f:reference": {}}, "f:name": {}}}}}}});
     ensure!(owned.as_ref() == Some(&expected), "{owned:?}");
-    ensure!(scene.reference().await?.is_some_and(|reference| reference.ends_with(first)));
+    ensure!(
+        scene
+            .reference()
+            .await?
+            .is_some_and(|reference| reference.ends_with(first))
+    );
     Ok(())
 }
 
@@ -88,12 +116,25 @@ async fn goes_back(scene: &Scene, first: &str) -> Result<()> {
     let spec = json!({"change": {"ticket": "CHG-2"}, "source": {"modelOptimization": {"name": "magika-b"}}});
     scene.edit("prod", spec).await?;
     let waiting = scene.reach("prod", "AwaitingApproval", "ApprovalMissing").await?;
-    ensure!(waiting.live.is_some_and(|live| live.artifact.artifact_digest == first), "the live model must stay");
+    ensure!(
+        waiting.live.is_some_and(|live| live.artifact.artifact_digest == first),
+        "the live model must stay"
+    );
     scene.approve("prod").await?;
-    ensure!(scene.reference().await?.is_some_and(|reference| reference.ends_with(second.as_str())));
+    ensure!(
+        scene
+            .reference()
+            .await?
+            .is_some_and(|reference| reference.ends_with(second.as_str()))
+    );
     scene.rollout_sticks().await?;
     wait("the former model is back", || async {
-        ensure!(scene.reference().await?.is_some_and(|reference| reference.ends_with(first)));
+        ensure!(
+            scene
+                .reference()
+                .await?
+                .is_some_and(|reference| reference.ends_with(first))
+        );
         Ok(())
     })
     .await?;
@@ -101,10 +142,18 @@ async fn goes_back(scene: &Scene, first: &str) -> Result<()> {
     let back = scene.reach("prod", "RolledBack", "RolledBack").await?;
     ensure!(back.rolled_back.iter().any(|refused| refused.digest == second.as_str()));
     ensure!(back.live.is_some_and(|live| live.artifact.artifact_digest == first));
-    ensure!(back.attempt.is_some_and(|attempt| attempt.former_approved && attempt.state == "RolledBack"));
+    ensure!(
+        back.attempt
+            .is_some_and(|attempt| attempt.former_approved && attempt.state == "RolledBack")
+    );
     scene.annotate("prod", RERUN, "again").await?;
     wait("it is tried again", || async {
-        ensure!(scene.reference().await?.is_some_and(|reference| reference.ends_with(second.as_str())));
+        ensure!(
+            scene
+                .reference()
+                .await?
+                .is_some_and(|reference| reference.ends_with(second.as_str()))
+        );
         Ok(())
     })
     .await?;
@@ -121,7 +170,10 @@ async fn drifts(scene: &Scene) -> Result<()> {
         field_manager: Some("kubectl-patch".to_owned()),
         ..PatchParams::default()
     };
-    scene.deployments().patch(WORKLOAD, &params, &Patch::Strategic(patch)).await?;
+    scene
+        .deployments()
+        .patch(WORKLOAD, &params, &Patch::Strategic(patch))
+        .await?;
     let drifted = scene.reach("prod", "Failed", "Drifted").await?;
     ensure!(drifted.live.is_none());
     ensure!(scene.reference().await?.as_deref() == Some("r.test/by-hand@sha256:1"));

@@ -91,7 +91,12 @@ impl Scene {
         api.create(&PostParams::default(), &policy).await?;
         wait("the policy is accepted", || async {
             let status = api.get("default").await?.status.unwrap_or_default();
-            ensure!(status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
+            ensure!(
+                status
+                    .conditions
+                    .iter()
+                    .any(|c| c.type_ == "Ready" && c.status == "True")
+            );
             Ok(())
         })
         .await
@@ -121,7 +126,8 @@ impl Scene {
             }]
         }});
         let api: Api<ModelOptimization> = Api::namespaced(operator, NAMESPACE);
-        api.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await?;
         Ok(artifact.artifact_digest.clone())
     }
 
@@ -138,7 +144,10 @@ impl Scene {
             }}
         });
         let params = PatchParams::apply("gitops").force();
-        Ok(self.deployments().patch(WORKLOAD, &params, &Patch::Apply(manifest)).await?)
+        Ok(self
+            .deployments()
+            .patch(WORKLOAD, &params, &Patch::Apply(manifest))
+            .await?)
     }
 
     pub(super) fn deployments(&self) -> Api<Deployment> {
@@ -150,12 +159,17 @@ impl Scene {
         let generation = self.deployments().get(WORKLOAD).await?.metadata.generation;
         let mut status = json!({ "status": status });
         status["status"]["observedGeneration"] = json!(generation);
-        self.deployments().patch_status(WORKLOAD, &PatchParams::default(), &Patch::Merge(status)).await?;
+        self.deployments()
+            .patch_status(WORKLOAD, &PatchParams::default(), &Patch::Merge(status))
+            .await?;
         Ok(())
     }
 
     pub(super) async fn rollout_completes(&self) -> Result<()> {
-        self.rollout(json!({"replicas": 2, "updatedReplicas": 2, "availableReplicas": 2, "readyReplicas": 2, "conditions": []})).await
+        self.rollout(
+            json!({"replicas": 2, "updatedReplicas": 2, "availableReplicas": 2, "readyReplicas": 2, "conditions": []}),
+        )
+        .await
     }
 
     pub(super) async fn rollout_sticks(&self) -> Result<()> {
@@ -165,7 +179,10 @@ impl Scene {
 
     pub(super) async fn reference(&self) -> Result<Option<String>> {
         let deployment = self.deployments().get(WORKLOAD).await?;
-        let pod = deployment.spec.and_then(|spec| spec.template.spec).context("no pod template")?;
+        let pod = deployment
+            .spec
+            .and_then(|spec| spec.template.spec)
+            .context("no pod template")?;
         let volume = pod.volumes.into_iter().flatten().find(|volume| volume.name == "model");
         Ok(volume.and_then(|volume| volume.image).and_then(|image| image.reference))
     }
@@ -192,13 +209,17 @@ impl Scene {
     /// Rita changes the spec.
     pub(super) async fn edit(&self, name: &str, spec: Value) -> Result<()> {
         let patch = json!({ "spec": spec });
-        self.promotions().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        self.promotions()
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
         Ok(())
     }
 
     pub(super) async fn annotate(&self, name: &str, key: &str, value: &str) -> Result<()> {
         let patch = json!({"metadata": {"annotations": {key: value}}});
-        self.promotions().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        self.promotions()
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
         Ok(())
     }
 
@@ -212,10 +233,16 @@ impl Scene {
             format!("{}{role}", names::APPROVE_REASON): "numbers hold",
         }}});
         let promotions: Api<ModelPromotion> = Api::namespaced(self.bob.clone(), NAMESPACE);
-        promotions.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        promotions
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
         let approved = Instant::now();
         while self.deployments().get(WORKLOAD).await?.metadata.generation == before {
-            ensure!(approved.elapsed() < PATIENCE, "the workload was not written: {:?}", self.status(name).await?.conditions);
+            ensure!(
+                approved.elapsed() < PATIENCE,
+                "the workload was not written: {:?}",
+                self.status(name).await?.conditions
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(approved.elapsed())
@@ -239,7 +266,11 @@ impl Scene {
                 return Ok(status);
             }
             if Instant::now() > until {
-                bail!("{name}: expected {phase} ({reason}), but it is {}: {:#?}", status.phase, status.conditions);
+                bail!(
+                    "{name}: expected {phase} ({reason}), but it is {}: {:#?}",
+                    status.phase,
+                    status.conditions
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -249,7 +280,10 @@ impl Scene {
     pub(super) async fn events(&self, name: &str) -> Result<Vec<String>> {
         let api: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.admin.clone(), NAMESPACE);
         let all = api.list(&kube::api::ListParams::default()).await?;
-        let about = all.items.into_iter().filter(|event| event.regarding.as_ref().and_then(|r| r.name.as_deref()) == Some(name));
+        let about = all
+            .items
+            .into_iter()
+            .filter(|event| event.regarding.as_ref().and_then(|r| r.name.as_deref()) == Some(name));
         Ok(about.filter_map(|event| event.reason).collect())
     }
 }
