@@ -33,8 +33,14 @@ const LINTS: Check = Check {
 };
 const TESTS: Check = Check {
     name: "tests",
-    arguments: &["test", "--workspace", "--no-fail-fast"],
+    arguments: &["test", "--workspace", "--no-fail-fast", "--", "--skip", JOURNEY_TEST],
 };
+/// Alone: it measures latencies on a whole node, and must neither disturb the other tests nor be disturbed by them.
+const JOURNEY: Check = Check {
+    name: "journey",
+    arguments: &["test", "--workspace", "--test", "it", "--", JOURNEY_TEST],
+};
+const JOURNEY_TEST: &str = "journey::a_model_is_optimized";
 
 /// Gets what the tests need, then runs all checks, also after one has failed. An error names those that did.
 pub fn run(progress: &Progress) -> Result<()> {
@@ -61,6 +67,7 @@ pub fn run(progress: &Progress) -> Result<()> {
     // A test that does not compile is in the list already.
     if !failed.contains(&COMPILE.name) {
         note(&TESTS, TESTS.run(progress), progress, &mut failed);
+        note(&JOURNEY, JOURNEY.run(progress), progress, &mut failed);
     }
     if failed.is_empty() {
         progress.say("all checks passed");

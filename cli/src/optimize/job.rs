@@ -212,6 +212,8 @@ impl Jobs {
             .arg("--termination")
             .arg(layout.root.join(TERMINATION));
         command.env("ORT_DYLIB_PATH", &self.library).env("RUST_LOG", "info");
+        // ONNX Runtime leaves a session file in the temporary folder and in the home: it goes with ours.
+        command.env("TMPDIR", &layout.root).env("HOME", &layout.root);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(if self.verbose { Stdio::inherit() } else { log.into() });
         // A group of its own: Ctrl-C at the terminal is for us, who then stop it with all that it started.
