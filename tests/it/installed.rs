@@ -218,7 +218,7 @@ pub(crate) async fn eventually<T, F: Future<Output = Result<T>>>(
     mut attempt: impl FnMut() -> F,
 ) -> Result<T> {
     let mut last = None;
-    for _ in 0..150 {
+    for _ in 0..450 {
         match attempt().await {
             Ok(value) => return Ok(value),
             Err(error) => last = Some(error),
@@ -226,7 +226,7 @@ pub(crate) async fn eventually<T, F: Future<Output = Result<T>>>(
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     Err(last.unwrap_or_else(|| anyhow::anyhow!("never tried")))
-        .with_context(|| format!("{what} did not come about in 30 s"))
+        .with_context(|| format!("{what} did not come about in 90 s"))
 }
 
 /// The message with which the API server refused, or an error that says what it did instead.

@@ -231,7 +231,8 @@ async fn requests_and_replacements(scene: &Scene) -> Result<()> {
         result,
         &[
             PREFIX,
-            "creates a ModelPromotion that already carries approve.assayer.dev/security",
+            "creates a ModelPromotion that already carries",
+            "approve.assayer.dev/security",
         ],
     )?;
 
