@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change goes in, on a clean checkout of a bare machine. Decides
 //! what is run and in which order; never what counts as passed, which is each command's own exit status.
 
-use std::{process::Command, thread};
+use std::{ffi::OsString, thread};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -49,25 +49,26 @@ pub fn run(progress: &Progress) -> Result<()> {
     // Compiling and installing use different locks: both go on at once.
     let (prerequisites, compiled) = thread::scope(|scope| {
         let getting = scope.spawn(|| prerequisites(progress));
-        let compiled = COMPILE.run(progress);
+        let compiled = COMPILE.run(&[], progress);
         let prerequisites = getting
             .join()
             .unwrap_or_else(|_| Err(anyhow!("getting prerequisites panicked")));
         (prerequisites, compiled)
     });
     prerequisites.context("get what the tests need")?;
+    let parts = parts()?;
     let mut failed = Vec::new();
     for (check, result) in [
         (&COMPILE, compiled),
-        (&FORMAT, FORMAT.run(progress)),
-        (&LINTS, LINTS.run(progress)),
+        (&FORMAT, FORMAT.run(&[], progress)),
+        (&LINTS, LINTS.run(&[], progress)),
     ] {
         note(check, result, progress, &mut failed);
     }
     // A test that does not compile is in the list already.
     if !failed.contains(&COMPILE.name) {
-        note(&TESTS, TESTS.run(progress), progress, &mut failed);
-        note(&JOURNEY, JOURNEY.run(progress), progress, &mut failed);
+        note(&TESTS, TESTS.run(&parts, progress), progress, &mut failed);
+        note(&JOURNEY, JOURNEY.run(&parts, progress), progress, &mut failed);
     }
     if failed.is_empty() {
         progress.say("all checks passed");
@@ -94,10 +95,15 @@ fn note(check: &Check, result: Result<()>, progress: &Progress, failed: &mut Vec
 }
 
 impl Check {
-    fn run(&self, progress: &Progress) -> Result<()> {
+    /// `environment` is what tests need to find; what only compiles needs none of it, and begins before it is there.
+    fn run(&self, environment: &[(&str, OsString)], progress: &Progress) -> Result<()> {
         let step = progress.step(self.name);
         progress.say(&format!("     {} ...", self.name));
-        let status = cargo()?.args(self.arguments).status().context("run cargo")?;
+        let mut cargo = process::cargo();
+        cargo.envs(environment.iter().map(|(name, value)| (name, value)));
+        // No test may find somebody's real cluster by accident.
+        cargo.env_remove("KUBECONFIG");
+        let status = cargo.args(self.arguments).status().context("run cargo")?;
         if !status.success() {
             bail!("`cargo {}` failed ({status})", self.arguments.join(" "));
         }
@@ -106,16 +112,15 @@ impl Check {
     }
 }
 
-fn cargo() -> Result<Command> {
-    let mut command = process::cargo();
-    command.env(cache::CACHE_VARIABLE, cache::root()?);
-    command.env("ORT_DYLIB_PATH", pypi::onnx_runtime_path()?);
-    command.env("ASSAYER_ORT", pypi::onnx_runtime_path()?);
-    command.env("ASSAYER_MAGIKA", pypi::magika_model_path()?);
-    command.env("ASSAYER_CRANE", go::path("crane")?);
-    // No test may find somebody's real cluster by accident.
-    command.env_remove("KUBECONFIG");
-    // Snapshots are compared, never rewritten.
-    command.env("INSTA_UPDATE", "no");
-    Ok(command)
+/// Where tests find the parts that [`prerequisites`] has fetched and built.
+fn parts() -> Result<Vec<(&'static str, OsString)>> {
+    Ok(vec![
+        (cache::CACHE_VARIABLE, cache::root()?.into()),
+        ("ORT_DYLIB_PATH", pypi::onnx_runtime_path()?.into()),
+        ("ASSAYER_ORT", pypi::onnx_runtime_path()?.into()),
+        ("ASSAYER_MAGIKA", pypi::magika_model_path()?.into()),
+        ("ASSAYER_CRANE", go::path("crane")?.into()),
+        // Snapshots are compared, never rewritten.
+        ("INSTA_UPDATE", "no".into()),
+    ])
 }
