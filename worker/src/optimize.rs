@@ -7,8 +7,8 @@ use crate::{
     calibrate::{self, Batches, DataError},
     onnx::{self, Limits, Model, Tensor, shown},
     passes::{
-        self, Mode, Quantize, Report, fold_batch_norm, fold_bias, fold_constants, gelu, quantize_dynamic,
-        quantize_static,
+        self, Blocks, Mode, Quantize, Report, Rounding, fold_batch_norm, fold_bias, fold_constants, gelu,
+        quantize_blocks, quantize_dynamic, quantize_static, quantize_tables,
     },
     session::{self, Options, Runtime},
 };
@@ -58,6 +58,8 @@ pub enum Error {
 pub enum Stage {
     /// Quantize weights and activations to 8 bits.
     Quantize(Quantize),
+    /// Keep weights in blocks of 8 or 4 bits.
+    QuantizeBlocks(Blocks),
 }
 
 /// What to make.
@@ -141,20 +143,23 @@ pub fn optimize(
     let mut stage_batches = std::iter::once(Ok(probe.clone())).chain(batches);
     let mut done = 0;
     for stage in request.stages {
-        let Stage::Quantize(settings) = stage;
-        reports.push(quantize(
-            runtime,
-            request,
-            &mut model,
-            settings,
-            &mut stage_batches,
-            &mut |step| {
-                if let Step::Calibrate(batches) = step {
-                    done = batches;
-                }
-                progress(step);
-            },
-        )?);
+        let mut told = |step| {
+            if let Step::Calibrate(batches) = step {
+                done = batches;
+            }
+            progress(step);
+        };
+        let report = match stage {
+            Stage::Quantize(settings) => {
+                // First: calibration then sees the activations that rounded rows give.
+                reports.push(quantize_tables::apply(&mut model)?);
+                quantize(runtime, request, &mut model, settings, &mut stage_batches, &mut told)?
+            }
+            Stage::QuantizeBlocks(settings) => {
+                quantize_in_blocks(runtime, request, &mut model, *settings, &mut stage_batches, &mut told)?
+            }
+        };
+        reports.push(report);
         onnx::check(&model, &request.limits)?;
     }
 
@@ -220,6 +225,26 @@ fn quantize(
     };
     progress(Step::Quantize);
     Ok(quantize_static::apply(model, settings, &observed)?)
+}
+
+fn quantize_in_blocks(
+    runtime: &Runtime,
+    request: &Request<'_>,
+    model: &mut Model,
+    settings: Blocks,
+    batches: Batches<'_>,
+    progress: &mut dyn FnMut(Step),
+) -> Result<Report, Error> {
+    let grams = match settings.rounding {
+        Rounding::Nearest => BTreeMap::new(),
+        Rounding::Gptq => {
+            let taps = quantize_blocks::taps(model);
+            let mut told = |done| progress(Step::Calibrate(done));
+            calibrate::grams(runtime, request.threads, model, &taps, batches, &mut told)?
+        }
+    };
+    progress(Step::Quantize);
+    Ok(quantize_blocks::apply(model, &settings, &grams)?)
 }
 
 /// Bytes of the baseline's files.

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     calibrate::Method,
     onnx::ElementType,
-    passes::{Activations, Granularity},
+    passes::{Activations, Bits, Granularity},
     testing,
 };
 
@@ -45,10 +45,14 @@ fn samples() -> Vec<Vec<Tensor>> {
 }
 
 fn make(settings: Quantize, threads: usize, output: &Path) -> Result<OptimizeReport, Error> {
+    make_stages(&[Stage::Quantize(settings)], threads, output)
+}
+
+fn make_stages(stages: &[Stage], threads: usize, output: &Path) -> Result<OptimizeReport, Error> {
     let request = Request {
         model: &testing::magika(),
         output,
-        stages: &[Stage::Quantize(settings)],
+        stages,
         threads,
         limits: Limits::default(),
     };
@@ -112,6 +116,38 @@ fn the_real_model_becomes_a_quarter_and_agrees() {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(left, ["candidate.onnx"], "nothing else stays behind");
+    }
+}
+
+#[test]
+fn the_real_model_in_blocks_is_small_and_agrees() {
+    let folder = tempfile::tempdir().unwrap();
+    let held_out: Vec<Vec<Tensor>> = samples().split_off(12);
+    let baseline = top(&testing::magika(), &held_out);
+    for (bits, rounding, least) in [
+        (Bits::Eight, Rounding::Nearest, 98),
+        (Bits::Four, Rounding::Nearest, 90),
+        (Bits::Four, Rounding::Gptq, 90),
+    ] {
+        let output = folder.path().join("candidate.onnx");
+        let stages = [Stage::QuantizeBlocks(Blocks {
+            bits,
+            size: 32,
+            rounding,
+        })];
+        let report = make_stages(&stages, 1, &output).unwrap();
+        assert_eq!(report.passes.last().unwrap().changed, 2, "two MatMul; the Conv stays");
+        assert!(report.bytes_after < report.bytes_before, "{report:?}");
+        let agree = top(&output, &held_out)
+            .iter()
+            .zip(&baseline)
+            .filter(|(a, b)| a == b)
+            .count();
+        assert!(
+            agree * 100 >= baseline.len() * least,
+            "{bits:?}: {agree} of {}",
+            baseline.len()
+        );
     }
 }
 

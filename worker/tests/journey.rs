@@ -170,6 +170,7 @@ impl Bench {
             weights: WeightType::Int8,
             activations: ActivationType::UInt8,
             granularity: Granularity::PerChannel,
+            block: None,
             calibration: None,
         };
         MakePlan {
@@ -178,7 +179,10 @@ impl Bench {
                 model_digest: None,
             },
             candidate: "int8".into(),
-            stages: vec![Stage { quantize: Some(stage) }],
+            stages: vec![Stage {
+                quantize: Some(stage),
+                recover: None,
+            }],
             calibration: Some(CalibrationSource {
                 uri: self.path("calibration.parquet"),
                 samples: 64,

@@ -11,7 +11,7 @@ use assayer_crds::contract::{
 };
 use assayer_crds::digest::Digest;
 use assayer_crds::optimization::{Candidate, Environment};
-use assayer_crds::stages::{QuantizeMode, Stage};
+use assayer_crds::stages::{QuantizeMode, RecoverMethod, Stage, WeightType};
 use assayer_crds::units;
 use serde::Serialize;
 
@@ -255,14 +255,21 @@ pub fn candidate_key(spec: &ModelOptimizationSpec, candidate: &Candidate, worker
     Digest::of_canonical(&key).unwrap_or_else(|_| Digest::of(b""))
 }
 
-/// One phrase for tables: `static-int8`, `dynamic-int8`.
+/// One phrase for tables: `static-int8`, `dynamic-int8`, `blocks-int4`.
 pub fn technique(stages: &[Stage]) -> String {
     let phrases: Vec<&str> = stages
         .iter()
-        .filter_map(|stage| stage.quantize.as_ref())
-        .map(|quantize| match quantize.mode {
-            QuantizeMode::Static => "static-int8",
-            QuantizeMode::Dynamic => "dynamic-int8",
+        .filter_map(|stage| match (&stage.quantize, &stage.recover) {
+            (Some(quantize), _) => Some(match (quantize.mode, quantize.weights) {
+                (QuantizeMode::Static, _) => "static-int8",
+                (QuantizeMode::Dynamic, _) => "dynamic-int8",
+                (QuantizeMode::WeightOnly, WeightType::Int8) => "blocks-int8",
+                (QuantizeMode::WeightOnly, WeightType::Int4) => "blocks-int4",
+            }),
+            (None, Some(recover)) => Some(match recover.method {
+                RecoverMethod::GPTQ => "gptq",
+            }),
+            (None, None) => None,
         })
         .collect();
     phrases.join("+")

@@ -4,10 +4,12 @@
 //! freed. Decides ranges, never which tensors are worth quantizing.
 
 mod entropy;
+mod gram;
 mod histogram;
 mod range;
 
 pub use self::{
+    gram::Gram,
     histogram::Histogram,
     range::{Extent, Range},
 };
@@ -105,35 +107,14 @@ pub fn calibrate(
         return Err(Error::Percentile(percentile));
     }
     let mut seen: BTreeMap<&str, Seen> = taps.iter().map(|name| (name.as_str(), Seen::new(method))).collect();
-    let mut session = tapped(runtime, threads, model, taps)?;
-    let mut done = 0_u64;
-    for batch in batches {
-        let batch = batch.map_err(Error::Data)?;
-        for tensor in batch.iter().filter(|tensor| taps.contains(&tensor.name)) {
-            let values = tensor.to_floats().ok_or_else(|| Error::NotFloat {
-                name: shown(&tensor.name),
-            })?;
-            add(&mut seen, &tensor.name, &values, tensor.dims.len(), done)?;
-        }
-        if let Some(session) = &mut session {
-            let wanted = session.inputs();
-            let inputs: Vec<Tensor> = batch
-                .into_iter()
-                .filter(|tensor| wanted.contains(&tensor.name.as_str()))
-                .collect();
-            session.run(&inputs, |output| {
-                let values = output.floats().ok_or_else(|| Error::NotFloat {
-                    name: shown(output.name),
-                })?;
-                add(&mut seen, output.name, values, output.shape.len(), done)
-            })?;
-        }
-        done += 1;
-        progress(done);
-    }
-    if done == 0 {
-        return Err(Error::Empty);
-    }
+    each_tap(runtime, threads, model, taps, batches, progress, &mut |tap| {
+        let Some(seen) = seen.get_mut(tap.name) else {
+            return Ok(());
+        };
+        let rank = tap.dims.len();
+        seen.rank_varies |= seen.rank.replace(rank).is_some_and(|before| before != rank);
+        seen.add(tap.values).map_err(|value| tap.not_finite(value))
+    })?;
     seen.into_iter()
         .map(|(name, seen)| {
             let rank = seen.rank.filter(|_| !seen.rank_varies);
@@ -146,6 +127,98 @@ pub fn calibrate(
             ))
         })
         .collect()
+}
+
+/// Runs `batches` through `model` and gives, for every tensor in `taps`, which elements of its last dimension go together.
+pub fn grams(
+    runtime: &Runtime,
+    threads: usize,
+    model: &Model,
+    taps: &[String],
+    batches: Batches<'_>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<BTreeMap<String, Gram>, Error> {
+    let mut grams: BTreeMap<String, Gram> = BTreeMap::new();
+    each_tap(runtime, threads, model, taps, batches, progress, &mut |tap| {
+        Extent::of(tap.values).map_err(|value| tap.not_finite(value))?;
+        let size = tap.dims.last().copied().unwrap_or(1);
+        let gram = grams.entry(tap.name.to_owned()).or_insert_with(|| Gram::new(size));
+        if gram.size() == size {
+            gram.add(tap.values);
+        }
+        Ok(())
+    })?;
+    Ok(grams)
+}
+
+/// A tapped tensor as one batch gave it.
+struct Tap<'t> {
+    name: &'t str,
+    dims: &'t [usize],
+    values: &'t [f32],
+    batch: u64,
+}
+
+impl Tap<'_> {
+    fn not_finite(&self, value: f32) -> Error {
+        Error::NotFinite {
+            name: shown(self.name),
+            value,
+            batch: self.batch,
+        }
+    }
+}
+
+/// Shows every tapped tensor of every batch to `visit`, inside the run that made it.
+fn each_tap(
+    runtime: &Runtime,
+    threads: usize,
+    model: &Model,
+    taps: &[String],
+    batches: Batches<'_>,
+    progress: &mut dyn FnMut(u64),
+    visit: &mut dyn FnMut(&Tap<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut session = tapped(runtime, threads, model, taps)?;
+    let mut done = 0_u64;
+    for batch in batches {
+        let batch = batch.map_err(Error::Data)?;
+        for tensor in batch.iter().filter(|tensor| taps.contains(&tensor.name)) {
+            let values = tensor.to_floats().ok_or_else(|| Error::NotFloat {
+                name: shown(&tensor.name),
+            })?;
+            visit(&Tap {
+                name: &tensor.name,
+                dims: &tensor.dims,
+                values: &values,
+                batch: done,
+            })?;
+        }
+        if let Some(session) = &mut session {
+            let wanted = session.inputs();
+            let inputs: Vec<Tensor> = batch
+                .into_iter()
+                .filter(|tensor| wanted.contains(&tensor.name.as_str()))
+                .collect();
+            session.run(&inputs, |output| {
+                let values = output.floats().ok_or_else(|| Error::NotFloat {
+                    name: shown(output.name),
+                })?;
+                visit(&Tap {
+                    name: output.name,
+                    dims: &output.shape,
+                    values,
+                    batch: done,
+                })
+            })?;
+        }
+        done += 1;
+        progress(done);
+    }
+    if done == 0 {
+        return Err(Error::Empty);
+    }
+    Ok(())
 }
 
 /// A session on the part of the model that the taps need; none where they are all inputs.
@@ -177,16 +250,6 @@ fn tapped(
         ..Options::default()
     };
     Ok(Some(runtime.open_bytes(&onnx::to_bytes(&tapped), &options)?))
-}
-
-fn add(seen: &mut BTreeMap<&str, Seen>, name: &str, values: &[f32], rank: usize, batch: u64) -> Result<(), Error> {
-    let Some(seen) = seen.get_mut(name) else { return Ok(()) };
-    seen.rank_varies |= seen.rank.replace(rank).is_some_and(|before| before != rank);
-    seen.add(values).map_err(|value| Error::NotFinite {
-        name: shown(name),
-        value,
-        batch,
-    })
 }
 
 /// What is kept of one tensor.

@@ -92,6 +92,12 @@ pub(super) fn quantize(input: &str, scale: &str, zero_point: &str, output: &str)
     Node::new("QuantizeLinear", &[input, scale, zero_point], &[output])
 }
 
+/// `DequantizeLinear` with one scale for each index of the last dimension.
+pub(super) fn dequantize_last(packed: &Packed, output: &str) -> Node {
+    let inputs = [packed.values.as_str(), &packed.scale, &packed.zero_point];
+    Node::new("DequantizeLinear", &inputs, &[output]).with("axis", AttributeValue::Int(-1))
+}
+
 /// `DequantizeLinear`, along `axis` where there are several scales.
 pub(super) fn dequantize(packed: &Packed, axis: usize, granularity: Granularity, output: &str) -> Node {
     let node = Node::new(

@@ -3,17 +3,24 @@
 //! Every pass reports how many nodes it changed and why it left the others. A stage that the user asked for and that
 //! changes nothing is an error, never a silent success.
 
+mod blocks;
 pub mod fold_batch_norm;
 pub mod fold_bias;
 pub mod fold_constants;
 pub mod gelu;
+mod gptq;
 mod layout;
 mod polynomial;
+pub mod quantize_blocks;
 pub mod quantize_dynamic;
 pub mod quantize_static;
+pub mod quantize_tables;
 mod saturation;
 mod site;
 mod weights;
+
+pub use blocks::Bits;
+pub use quantize_blocks::{Blocks, Rounding};
 
 use crate::{
     calibrate::Method,
@@ -110,7 +117,7 @@ fn require_effect(report: Report) -> Result<Report, Error> {
         .map(|left| format!("{}: {}", left.node, left.why))
         .collect();
     let why = if reasons.is_empty() {
-        "the model has no Conv, MatMul or Gemm".to_owned()
+        "the model has no node of a kind that this pass quantizes".to_owned()
     } else {
         reasons.join("; ")
     };

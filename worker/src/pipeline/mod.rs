@@ -6,6 +6,7 @@
 mod optimize;
 mod publish;
 mod stage;
+mod techniques;
 
 use std::future::Future;
 use std::path::Path;

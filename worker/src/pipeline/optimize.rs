@@ -1,24 +1,23 @@
 //! `optimize`: one candidate out of the staged baseline and calibration rows.
 //!
-//! Translates the plan's stages and data to the optimizer's terms and its errors to the contract's. Has no network, no
+//! Brings the plan's data to the optimizer and its errors into the contract's words. Has no network, no
 //! credentials and no labels.
 
 use std::time::Instant;
 
 use assayer_crds::contract::{Left, MakePlan, PassReport, Runtime, reasons};
 use assayer_crds::digest::{Digest, model_digest};
-use assayer_crds::stages::{self, ActivationType, CalibrationKind, QuantizeMode};
-use assayer_crds::units;
 use serde::{Deserialize, Serialize};
 
-use crate::calibrate::{self, DataError, Method};
+use super::techniques;
+use crate::calibrate::{self, DataError};
 use crate::data::{self, Feed, inputs_of};
 use crate::deadline::Start;
 use crate::failure::{Failure, Result, bug, disk, refused};
 use crate::layout::{Layout, clear, write_note};
 use crate::onnx::{self, Limits};
-use crate::optimize::{self, OptimizeReport, Request, Stage, Step};
-use crate::passes::{self, Activations, Granularity, Mode, Quantize};
+use crate::optimize::{self, OptimizeReport, Request, Step};
+use crate::passes;
 use crate::run::{describe, machine, model_failure, provider};
 use crate::sandbox::{self, Level};
 use crate::session;
@@ -50,7 +49,7 @@ pub(super) struct OptimizeNote {
 /// Makes the candidate and leaves a note.
 pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     let begin = Instant::now();
-    let stages = plan.stages.iter().map(stage).collect::<Result<Vec<_>>>()?;
+    let stages = techniques::of(plan)?;
     let (baseline, out) = (layout.baseline(), layout.out());
     clear(&out)?;
     let files = storage::list(&baseline, storage::Limits::default())?;
@@ -123,44 +122,6 @@ fn progress(step: Step) {
     }
 }
 
-fn stage(stage: &stages::Stage) -> Result<Stage> {
-    let quantize = stage.quantize.as_ref();
-    let quantize = quantize.ok_or_else(|| refused(reasons::PLAN_INVALID, "a stage names no technique: quantize"))?;
-    let mode = match quantize.mode {
-        QuantizeMode::Dynamic => Mode::Dynamic,
-        QuantizeMode::Static => Mode::Static,
-    };
-    let calibration = match &quantize.calibration {
-        None => Method::MinMax,
-        Some(method) => match method.method {
-            CalibrationKind::MinMax => Method::MinMax,
-            CalibrationKind::Entropy => Method::Entropy,
-            CalibrationKind::Percentile => {
-                let percentile = method.percentile.as_deref().unwrap_or("99.999");
-                let percentile = units::decimal(percentile).map_err(|error| {
-                    refused(
-                        reasons::PLAN_INVALID,
-                        format!("quantize.calibration.percentile: {error}"),
-                    )
-                })?;
-                Method::Percentile(percentile)
-            }
-        },
-    };
-    Ok(Stage::Quantize(Quantize {
-        mode,
-        activations: match quantize.activations {
-            ActivationType::UInt8 => Activations::UInt8,
-            ActivationType::Int8 => Activations::Int8,
-        },
-        granularity: match quantize.granularity {
-            stages::Granularity::PerChannel => Granularity::PerChannel,
-            stages::Granularity::PerTensor => Granularity::PerTensor,
-        },
-        calibration,
-    }))
-}
-
 fn passes_of(report: &OptimizeReport) -> Vec<PassReport> {
     let pass = |pass: &passes::Report| PassReport {
         name: pass.name.to_owned(),
@@ -218,50 +179,7 @@ fn data_failure(error: &(dyn std::error::Error + 'static), message: &str) -> Fai
 
 #[cfg(test)]
 mod tests {
-    use assayer_crds::stages::CalibrationMethod;
-
     use super::*;
-
-    fn planned(calibration: Option<CalibrationMethod>) -> stages::Stage {
-        stages::Stage {
-            quantize: Some(stages::Quantize {
-                mode: QuantizeMode::Static,
-                weights: stages::WeightType::Int8,
-                activations: ActivationType::Int8,
-                granularity: stages::Granularity::PerTensor,
-                calibration,
-            }),
-        }
-    }
-
-    #[test]
-    fn stages_keep_their_settings() {
-        let percentile = CalibrationMethod {
-            method: CalibrationKind::Percentile,
-            percentile: Some("99.9".into()),
-        };
-        let Stage::Quantize(quantize) = stage(&planned(Some(percentile))).unwrap();
-        assert_eq!(quantize.calibration, Method::Percentile(99.9));
-        assert_eq!(
-            (quantize.mode, quantize.granularity),
-            (Mode::Static, Granularity::PerTensor)
-        );
-        let Stage::Quantize(quantize) = stage(&planned(None)).unwrap();
-        assert_eq!(quantize.calibration, Method::MinMax);
-    }
-
-    #[test]
-    fn stages_that_say_nothing_are_refused() {
-        assert_eq!(
-            stage(&stages::Stage { quantize: None }).unwrap_err().reason,
-            reasons::PLAN_INVALID
-        );
-        let odd = CalibrationMethod {
-            method: CalibrationKind::Percentile,
-            percentile: Some("many".into()),
-        };
-        assert!(stage(&planned(Some(odd))).unwrap_err().message.contains("percentile"));
-    }
 
     #[test]
     fn a_stage_without_effect_is_refused_as_such() {

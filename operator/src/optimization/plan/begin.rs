@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use assayer_crds::conditions as reasons;
 use assayer_crds::optimization::{CandidateStatus, Gate, Metric, OptimizationRun};
-use assayer_crds::stages::QuantizeMode;
+use assayer_crds::stages::{Quantize, QuantizeMode, Stage};
 use assayer_crds::{ModelOptimizationSpec, ModelOptimizationStatus, units};
 
 use super::draft::Draft;
@@ -165,22 +165,35 @@ fn calibration(spec: &ModelOptimizationSpec) -> Option<String> {
         if candidate.stages.is_empty() {
             return Some(format!("candidate {} has no stages: name at least one", candidate.name));
         }
-        if candidate.stages.iter().any(|stage| stage.quantize.is_none()) {
+        let techniques = |stage: &Stage| usize::from(stage.quantize.is_some()) + usize::from(stage.recover.is_some());
+        if candidate.stages.iter().any(|stage| techniques(stage) != 1) {
             return Some(format!(
-                "candidate {} has a stage without a technique: name quantize",
+                "candidate {} has a stage that names no technique, or two: name quantize or recover",
                 candidate.name
             ));
         }
-        let fixed = candidate
-            .stages
-            .iter()
-            .filter_map(|stage| stage.quantize.as_ref())
-            .any(|quantize| quantize.mode == QuantizeMode::Static);
-        if fixed && spec.data.calibration.is_none() {
-            return Some(format!(
-                "spec.data.calibration is missing: candidate {} quantizes with mode: Static",
-                candidate.name
-            ));
+        let mut before: Option<&Quantize> = None;
+        for stage in &candidate.stages {
+            let in_blocks = before.is_some_and(|quantize| quantize.mode == QuantizeMode::WeightOnly);
+            if stage.recover.is_some() && !in_blocks {
+                return Some(format!(
+                    "candidate {}: recover does not follow quantize with mode: WeightOnly; put it right after such a stage",
+                    candidate.name
+                ));
+            }
+            before = stage.quantize.as_ref();
+            let needs_data = match &stage.quantize {
+                Some(quantize) => (quantize.mode == QuantizeMode::Static).then_some("quantizes with mode: Static"),
+                None => Some("recovers accuracy"),
+            };
+            if let Some(what) = needs_data
+                && spec.data.calibration.is_none()
+            {
+                return Some(format!(
+                    "spec.data.calibration is missing: candidate {} {what}",
+                    candidate.name
+                ));
+            }
         }
     }
     None

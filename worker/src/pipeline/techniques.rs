@@ -1,0 +1,199 @@
+//! The plan's stages in the optimizer's terms, or why they make no sense. Never touches a model.
+
+use assayer_crds::contract::{MakePlan, reasons};
+use assayer_crds::stages::{self, ActivationType, CalibrationKind, QuantizeMode, RecoverMethod, WeightType};
+use assayer_crds::units;
+
+use crate::calibrate::Method;
+use crate::failure::{Result, refused};
+use crate::optimize::Stage;
+use crate::passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Rounding};
+
+/// Weights that share a scale where the plan does not say: the most accurate of the sizes that cost less than a bit a weight.
+const DEFAULT_BLOCK: u32 = 32;
+
+/// The plan's stages; one that recovers changes how the one before it is done.
+pub(super) fn of(plan: &MakePlan) -> Result<Vec<Stage>> {
+    let mut stages = Vec::new();
+    for stage in &plan.stages {
+        match (&stage.quantize, &stage.recover) {
+            (Some(settings), None) => stages.push(quantize(settings)?),
+            (
+                None,
+                Some(stages::Recover {
+                    method: RecoverMethod::GPTQ,
+                }),
+            ) => match stages.last_mut() {
+                Some(Stage::QuantizeBlocks(blocks)) if blocks.rounding == Rounding::Nearest => {
+                    blocks.rounding = Rounding::Gptq;
+                }
+                _ => {
+                    return Err(refused(
+                        reasons::PLAN_INVALID,
+                        "recover with method GPTQ does not follow quantize with mode WeightOnly: put it right after one",
+                    ));
+                }
+            },
+            _ => {
+                return Err(refused(
+                    reasons::PLAN_INVALID,
+                    "a stage names no technique, or two: quantize or recover",
+                ));
+            }
+        }
+    }
+    Ok(stages)
+}
+
+fn quantize(quantize: &stages::Quantize) -> Result<Stage> {
+    let mode = match quantize.mode {
+        QuantizeMode::Dynamic => Mode::Dynamic,
+        QuantizeMode::Static => Mode::Static,
+        QuantizeMode::WeightOnly => return blocks(quantize),
+    };
+    if quantize.weights == WeightType::Int4 {
+        return Err(refused(
+            reasons::PLAN_INVALID,
+            "quantize.weights: Int4 is for mode WeightOnly; use Int8",
+        ));
+    }
+    let calibration = match &quantize.calibration {
+        None => Method::MinMax,
+        Some(method) => match method.method {
+            CalibrationKind::MinMax => Method::MinMax,
+            CalibrationKind::Entropy => Method::Entropy,
+            CalibrationKind::Percentile => {
+                let percentile = method.percentile.as_deref().unwrap_or("99.999");
+                let percentile = units::decimal(percentile).map_err(|error| {
+                    refused(
+                        reasons::PLAN_INVALID,
+                        format!("quantize.calibration.percentile: {error}"),
+                    )
+                })?;
+                Method::Percentile(percentile)
+            }
+        },
+    };
+    Ok(Stage::Quantize(Quantize {
+        mode,
+        activations: match quantize.activations {
+            ActivationType::UInt8 => Activations::UInt8,
+            ActivationType::Int8 => Activations::Int8,
+        },
+        granularity: match quantize.granularity {
+            stages::Granularity::PerChannel => Granularity::PerChannel,
+            stages::Granularity::PerTensor => Granularity::PerTensor,
+        },
+        calibration,
+    }))
+}
+
+fn blocks(quantize: &stages::Quantize) -> Result<Stage> {
+    let size = quantize.block.unwrap_or(DEFAULT_BLOCK);
+    let size = usize::try_from(size).map_err(|_| refused(reasons::PLAN_INVALID, format!("quantize.block {size}")))?;
+    let bits = match quantize.weights {
+        WeightType::Int8 => Bits::Eight,
+        WeightType::Int4 => Bits::Four,
+    };
+    Ok(Stage::QuantizeBlocks(Blocks {
+        bits,
+        size,
+        rounding: Rounding::Nearest,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use assayer_crds::stages::CalibrationMethod;
+
+    use super::*;
+
+    fn planned(mode: QuantizeMode, calibration: Option<CalibrationMethod>) -> stages::Quantize {
+        stages::Quantize {
+            mode,
+            weights: WeightType::Int8,
+            activations: ActivationType::Int8,
+            granularity: stages::Granularity::PerTensor,
+            block: None,
+            calibration,
+        }
+    }
+
+    fn plan(stages: &[(Option<stages::Quantize>, Option<RecoverMethod>)]) -> MakePlan {
+        let stages: Vec<stages::Stage> = stages
+            .iter()
+            .map(|(quantize, recover)| stages::Stage {
+                quantize: quantize.clone(),
+                recover: recover.map(|method| stages::Recover { method }),
+            })
+            .collect();
+        let plan = serde_json::json!({
+            "baseline": {"uri": "oci://r/b"}, "candidate": "c", "stages": stages, "inputs": [], "output": "oci://r/c",
+        });
+        serde_json::from_value(plan).unwrap()
+    }
+
+    #[test]
+    fn stages_keep_their_settings() {
+        let percentile = CalibrationMethod {
+            method: CalibrationKind::Percentile,
+            percentile: Some("99.9".into()),
+        };
+        let made = of(&plan(&[
+            (Some(planned(QuantizeMode::Static, Some(percentile))), None),
+            (Some(planned(QuantizeMode::Dynamic, None)), None),
+            (Some(planned(QuantizeMode::WeightOnly, None)), None),
+            (None, Some(RecoverMethod::GPTQ)),
+        ]));
+        let settings = |mode, calibration| {
+            Stage::Quantize(Quantize {
+                mode,
+                activations: Activations::Int8,
+                granularity: Granularity::PerTensor,
+                calibration,
+            })
+        };
+        let blocks = Blocks {
+            bits: Bits::Eight,
+            size: 32,
+            rounding: Rounding::Gptq,
+        };
+        let wanted = [
+            settings(Mode::Static, Method::Percentile(99.9)),
+            settings(Mode::Dynamic, Method::MinMax),
+            Stage::QuantizeBlocks(blocks),
+        ];
+        assert_eq!(made.unwrap(), wanted);
+    }
+
+    #[test]
+    fn stages_that_make_no_sense_are_refused() {
+        let odd = CalibrationMethod {
+            method: CalibrationKind::Percentile,
+            percentile: Some("many".into()),
+        };
+        let dynamic = || Some(planned(QuantizeMode::Dynamic, None));
+        let four = stages::Quantize {
+            weights: WeightType::Int4,
+            ..planned(QuantizeMode::Static, None)
+        };
+        for (stages, words) in [
+            (vec![(None, None)], "names no technique"),
+            (vec![(dynamic(), Some(RecoverMethod::GPTQ))], "or two"),
+            (
+                vec![(Some(planned(QuantizeMode::Static, Some(odd))), None)],
+                "percentile",
+            ),
+            (vec![(None, Some(RecoverMethod::GPTQ))], "right after"),
+            (
+                vec![(dynamic(), None), (None, Some(RecoverMethod::GPTQ))],
+                "right after",
+            ),
+            (vec![(Some(four), None)], "Int4"),
+        ] {
+            let failure = of(&plan(&stages)).unwrap_err();
+            assert_eq!(failure.reason, reasons::PLAN_INVALID);
+            assert!(failure.message.contains(words), "{}", failure.message);
+        }
+    }
+}
