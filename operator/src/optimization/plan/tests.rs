@@ -297,7 +297,7 @@ fn a_deleted_job_and_a_lost_report_are_tried_again() {
 
 #[test]
 fn specs_that_the_schema_let_through_are_refused() {
-    let cases: [(serde_json::Value, &str, &str); 8] = [
+    let cases: [(serde_json::Value, &str, &str); 10] = [
         (json!([]), "/environments", "spec.environments is empty"),
         (json!("0s"), "/run/deadline", "spec.run.deadline is 0s"),
         (json!("soon"), "/run/deadline", "spec.run.deadline `soon`"),
@@ -306,6 +306,12 @@ fn specs_that_the_schema_let_through_are_refused() {
         (json!(null), "/data/calibration", "spec.data.calibration is missing"),
         (json!("1e3"), "/gates/1/maxRatio", "maxRatio `1e3`"),
         (json!([]), "/candidates/0/stages", "has no stages"),
+        (json!([{}]), "/candidates/0/stages", "names no technique, or two"),
+        (
+            json!([{"quantize": {"mode": "Dynamic"}}, {"recover": {"method": "GPTQ"}}]),
+            "/candidates/0/stages",
+            "recover does not follow quantize with mode: WeightOnly",
+        ),
     ];
     for (value, path, message) in cases {
         let mut spec = serde_json::to_value(spec()).unwrap();
