@@ -3,12 +3,14 @@
 //! Taps are added to a copy of the graph as outputs; each tapped tensor is reduced inside the run that made it and
 //! freed. Decides ranges, never which tensors are worth quantizing.
 
+mod channels;
 mod entropy;
 mod gram;
 mod histogram;
 mod range;
 
 pub use self::{
+    channels::Channels,
     gram::Gram,
     histogram::Histogram,
     range::{Extent, Range},
@@ -149,6 +151,30 @@ pub fn grams(
         Ok(())
     })?;
     Ok(grams)
+}
+
+/// Runs `batches` through `model` and gives, for every tensor in `taps`, how large the channels of its last dimension get.
+pub fn channels(
+    runtime: &Runtime,
+    threads: usize,
+    model: &Model,
+    taps: &[String],
+    batches: Batches<'_>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<BTreeMap<String, Channels>, Error> {
+    let mut channels: BTreeMap<String, Channels> = BTreeMap::new();
+    each_tap(runtime, threads, model, taps, batches, progress, &mut |tap| {
+        Extent::of(tap.values).map_err(|value| tap.not_finite(value))?;
+        let size = tap.dims.last().copied().unwrap_or(1);
+        let seen = channels
+            .entry(tap.name.to_owned())
+            .or_insert_with(|| Channels::new(size));
+        if seen.largest.len() == size {
+            seen.add(tap.values);
+        }
+        Ok(())
+    })?;
+    Ok(channels)
 }
 
 /// A tapped tensor as one batch gave it.

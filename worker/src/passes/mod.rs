@@ -17,6 +17,7 @@ pub mod quantize_static;
 pub mod quantize_tables;
 mod saturation;
 mod site;
+pub mod smooth;
 mod weights;
 
 pub use blocks::Bits;
