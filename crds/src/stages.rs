@@ -1,6 +1,6 @@
 //! The stages of a candidate: what may be done to a model, in the words of the schema and of the worker's plan alike.
 //!
-//! Decides names, defaults and limits. Never touches a model.
+//! Decides names, defaults, limits and the order. Never touches a model.
 
 #[cfg(feature = "kube")]
 use kube::KubeSchema;
@@ -19,7 +19,7 @@ pub struct Stage {
     /// Replace floating-point weights, and in static mode activations, by small integers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantize>,
-    /// Win back accuracy that the `quantize` stage before it loses, from calibration data.
+    /// Win back accuracy that a `quantize` stage loses, from calibration data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recover: Option<Recover>,
 }
@@ -29,7 +29,8 @@ pub struct Stage {
 #[cfg_attr(feature = "kube", derive(KubeSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recover {
-    /// `GPTQ` rounds each weight so that the errors of a product make each other good (arXiv:2210.17323); for mode `WeightOnly`.
+    /// `SmoothQuant` evens out the inputs of matrix products (arXiv:2211.10438); it goes before mode `Static` or `Dynamic`. `GPTQ` rounds
+    /// each weight so that the errors of a product make each other good (arXiv:2210.17323); it goes after mode `WeightOnly`.
     pub method: RecoverMethod,
 }
 
@@ -37,6 +38,8 @@ pub struct Recover {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(JsonSchema))]
 pub enum RecoverMethod {
+    /// Even inputs, the difference moved into the weights.
+    SmoothQuant,
     /// Rounding by the inverse of what inputs have in common.
     GPTQ,
 }
@@ -155,4 +158,83 @@ pub enum CalibrationKind {
     Entropy,
     /// Symmetric share of the distribution.
     Percentile,
+}
+
+/// Why `stages` can't be carried out in this order, for people; none if they can.
+pub fn out_of_order(stages: &[Stage]) -> Option<&'static str> {
+    if stages.is_empty() {
+        return Some("it has no stages: name at least one");
+    }
+    let mode = |stage: Option<&Stage>| stage.and_then(|stage| Some(stage.quantize.as_ref()?.mode));
+    for (position, stage) in stages.iter().enumerate() {
+        let before = position.checked_sub(1).and_then(|before| stages.get(before));
+        match (&stage.quantize, &stage.recover) {
+            (Some(_), None) => {}
+            (None, Some(recover)) => match recover.method {
+                RecoverMethod::SmoothQuant => {
+                    let next = mode(stages.get(position + 1));
+                    if !matches!(next, Some(QuantizeMode::Static | QuantizeMode::Dynamic)) {
+                        return Some(
+                            "recover with method: SmoothQuant is not followed by quantize with mode: Static or Dynamic; put it right before such a stage",
+                        );
+                    }
+                }
+                RecoverMethod::GPTQ if mode(before) != Some(QuantizeMode::WeightOnly) => {
+                    return Some(
+                        "recover with method: GPTQ does not follow quantize with mode: WeightOnly; put it right after such a stage",
+                    );
+                }
+                RecoverMethod::GPTQ => {}
+            },
+            _ => return Some("it has a stage that names no technique, or two: name quantize or recover"),
+        }
+    }
+    None
+}
+
+/// What in `stages` needs calibration data, for people; none if nothing does.
+pub fn calibrating(stages: &[Stage]) -> Option<&'static str> {
+    stages.iter().find_map(|stage| match (&stage.quantize, &stage.recover) {
+        (Some(quantize), _) => (quantize.mode == QuantizeMode::Static).then_some("quantizes with mode: Static"),
+        (None, Some(_)) => Some("recovers accuracy"),
+        (None, None) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_recovers_stands_beside_what_it_recovers() {
+        let stages = |text: &str| serde_json::from_str::<Vec<Stage>>(text).unwrap();
+        let smooth = r#"{"recover": {"method": "SmoothQuant"}}"#;
+        let gptq = r#"{"recover": {"method": "GPTQ"}}"#;
+        let dynamic = r#"{"quantize": {"mode": "Dynamic"}}"#;
+        let blocks = r#"{"quantize": {"mode": "WeightOnly", "weights": "Int4"}}"#;
+        for good in [
+            format!("[{dynamic}]"),
+            format!("[{smooth}, {dynamic}]"),
+            format!("[{blocks}, {gptq}]"),
+        ] {
+            assert_eq!(out_of_order(&stages(&good)), None, "{good}");
+        }
+        for (bad, words) in [
+            ("[]".to_owned(), "no stages"),
+            ("[{}]".to_owned(), "no technique"),
+            (format!("[{smooth}]"), "SmoothQuant is not followed"),
+            (format!("[{smooth}, {blocks}]"), "SmoothQuant is not followed"),
+            (format!("[{gptq}, {blocks}]"), "GPTQ does not follow"),
+            (format!("[{dynamic}, {gptq}]"), "GPTQ does not follow"),
+            (format!("[{blocks}, {gptq}, {gptq}]"), "GPTQ does not follow"),
+        ] {
+            let said = out_of_order(&stages(&bad)).unwrap_or_default();
+            assert!(said.contains(words), "{bad}: {said}");
+        }
+        assert_eq!(calibrating(&stages(&format!("[{dynamic}]"))), None);
+        assert_eq!(
+            calibrating(&stages(&format!("[{smooth}, {dynamic}]"))),
+            Some("recovers accuracy")
+        );
+    }
 }

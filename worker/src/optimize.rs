@@ -3,15 +3,17 @@
 //! The candidate's bytes are a pure function of the model, the calibration data, the stages, ONNX Runtime's version and
 //! the instruction set. A candidate that ONNX Runtime does not load and run is an error, not a result.
 
+mod stage;
+
+pub use stage::Stage;
+
 use crate::{
-    calibrate::{self, Batches, DataError},
+    calibrate::{self, DataError, Samples},
     onnx::{self, Limits, Model, Tensor, shown},
-    passes::{
-        self, Blocks, Mode, Quantize, Report, Rounding, fold_batch_norm, fold_bias, fold_constants, gelu,
-        quantize_blocks, quantize_dynamic, quantize_static, quantize_tables,
-    },
+    passes::{self, Report, fold_batch_norm, fold_bias, fold_constants, gelu},
     session::{self, Options, Runtime},
 };
+use stage::Calibration;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -51,15 +53,6 @@ pub enum Error {
     /// The data ended with an error.
     #[error("calibration data: {0}")]
     Data(#[source] DataError),
-}
-
-/// One stage of a candidate.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Stage {
-    /// Quantize weights and activations to 8 bits.
-    Quantize(Quantize),
-    /// Keep weights in blocks of 8 or 4 bits.
-    QuantizeBlocks(Blocks),
 }
 
 /// What to make.
@@ -119,12 +112,12 @@ pub struct OptimizeReport {
 
 /// Makes one candidate.
 ///
-/// `batches` gives, per batch, one tensor for every input of the model. The first is also what baseline and candidate are
-/// run on; the rest is read only where a stage calibrates.
+/// `samples` opens the batches, each with one tensor for every input of the model. The first is also what baseline and candidate are
+/// run on; every stage that calibrates opens them anew.
 pub fn optimize(
     runtime: &Runtime,
     request: &Request<'_>,
-    batches: Batches<'_>,
+    samples: Samples<'_>,
     progress: &mut dyn FnMut(Step),
 ) -> Result<OptimizeReport, Error> {
     progress(Step::Read);
@@ -132,7 +125,7 @@ pub fn optimize(
     onnx::check(&model, &request.limits)?;
     let bytes_before = total_bytes(&model, request.model)?;
     let nodes_before = model.graph.nodes.len();
-    let probe = batches.next().ok_or(Error::NoSample)?.map_err(Error::Data)?;
+    let probe = samples().next().ok_or(Error::NoSample)?.map_err(Error::Data)?;
     let baseline = run_baseline(runtime, &model, request, &probe)?;
 
     progress(Step::Simplify);
@@ -140,7 +133,6 @@ pub fn optimize(
     let upgraded = onnx::upgrade(&mut model)?;
     let mut reports = simplify(&mut model, &request.limits)?;
 
-    let mut stage_batches = std::iter::once(Ok(probe.clone())).chain(batches);
     let mut done = 0;
     for stage in request.stages {
         let mut told = |step| {
@@ -149,17 +141,13 @@ pub fn optimize(
             }
             progress(step);
         };
-        let report = match stage {
-            Stage::Quantize(settings) => {
-                // First: calibration then sees the activations that rounded rows give.
-                reports.push(quantize_tables::apply(&mut model)?);
-                quantize(runtime, request, &mut model, settings, &mut stage_batches, &mut told)?
-            }
-            Stage::QuantizeBlocks(settings) => {
-                quantize_in_blocks(runtime, request, &mut model, *settings, &mut stage_batches, &mut told)?
-            }
+        let mut calibration = Calibration {
+            runtime,
+            threads: request.threads,
+            samples,
+            progress: &mut told,
         };
-        reports.push(report);
+        reports.extend(stage.apply(&mut model, &mut calibration)?);
         onnx::check(&model, &request.limits)?;
     }
 
@@ -194,57 +182,6 @@ fn simplify(model: &mut Model, limits: &Limits) -> Result<Vec<Report>, Error> {
         onnx::check(model, limits)?;
     }
     Ok(reports)
-}
-
-fn quantize(
-    runtime: &Runtime,
-    request: &Request<'_>,
-    model: &mut Model,
-    settings: &Quantize,
-    batches: Batches<'_>,
-    progress: &mut dyn FnMut(Step),
-) -> Result<Report, Error> {
-    if settings.mode == Mode::Dynamic {
-        progress(Step::Quantize);
-        return Ok(quantize_dynamic::apply(model, settings)?);
-    }
-    let taps = quantize_static::taps(model);
-    let observed = if taps.is_empty() {
-        BTreeMap::new()
-    } else {
-        let mut told = |done| progress(Step::Calibrate(done));
-        calibrate::calibrate(
-            runtime,
-            request.threads,
-            model,
-            &taps,
-            settings.calibration,
-            batches,
-            &mut told,
-        )?
-    };
-    progress(Step::Quantize);
-    Ok(quantize_static::apply(model, settings, &observed)?)
-}
-
-fn quantize_in_blocks(
-    runtime: &Runtime,
-    request: &Request<'_>,
-    model: &mut Model,
-    settings: Blocks,
-    batches: Batches<'_>,
-    progress: &mut dyn FnMut(Step),
-) -> Result<Report, Error> {
-    let grams = match settings.rounding {
-        Rounding::Nearest => BTreeMap::new(),
-        Rounding::Gptq => {
-            let taps = quantize_blocks::taps(model);
-            let mut told = |done| progress(Step::Calibrate(done));
-            calibrate::grams(runtime, request.threads, model, &taps, batches, &mut told)?
-        }
-    };
-    progress(Step::Quantize);
-    Ok(quantize_blocks::apply(model, &settings, &grams)?)
 }
 
 /// Bytes of the baseline's files.
@@ -335,5 +272,4 @@ fn compare(baseline: &[Tensor], candidate: &[Tensor]) -> Result<BTreeMap<String,
 }
 
 #[cfg(test)]
-#[path = "optimize_tests.rs"]
 mod tests;

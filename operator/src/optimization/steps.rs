@@ -267,6 +267,7 @@ pub fn technique(stages: &[Stage]) -> String {
                 (QuantizeMode::WeightOnly, WeightType::Int4) => "blocks-int4",
             }),
             (None, Some(recover)) => Some(match recover.method {
+                RecoverMethod::SmoothQuant => "smoothquant",
                 RecoverMethod::GPTQ => "gptq",
             }),
             (None, None) => None,

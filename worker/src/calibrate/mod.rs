@@ -81,6 +81,8 @@ pub enum Error {
 pub type DataError = Box<dyn std::error::Error + Send + Sync>;
 /// Batches: per batch, one tensor for every input of the model, by name.
 pub type Batches<'b> = &'b mut dyn Iterator<Item = Result<Vec<Tensor>, DataError>>;
+/// Opens the batches from the first one on; as often as it is called, the same.
+pub type Samples<'s> = &'s dyn Fn() -> Box<dyn Iterator<Item = Result<Vec<Tensor>, DataError>> + 's>;
 
 /// What calibration learned of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -60,17 +60,16 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     let limits = Limits::default();
     let feed = feed(plan, layout, &source, &limits)?;
     let used = std::cell::Cell::new(0_u64);
-    let mut batches = feed.batches(BATCH).map(|batch| {
-        let batch = batch.map_err(|error| -> DataError { Box::new(error) })?;
-        used.set(
-            used.get()
-                + batch
-                    .first()
-                    .and_then(|tensor| tensor.dims.first())
-                    .map_or(0, |rows| *rows as u64),
-        );
-        Ok(batch)
-    });
+    let open = || {
+        used.set(0);
+        let batches = feed.batches(BATCH).map(|batch| {
+            let batch = batch.map_err(|error| -> DataError { Box::new(error) })?;
+            let rows = batch.first().and_then(|tensor| tensor.dims.first());
+            used.set(used.get() + rows.map_or(0, |rows| *rows as u64));
+            Ok(batch)
+        });
+        Box::new(batches) as Box<dyn Iterator<Item = _>>
+    };
     let folder = out.join(MODEL);
     std::fs::create_dir_all(&folder).map_err(|error| disk("create", &folder, &error))?;
     let threads = machine::threads();
@@ -81,8 +80,7 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         threads: threads as usize,
         limits,
     };
-    let report =
-        optimize::optimize(&runtime, &request, &mut batches, &mut progress).map_err(|error| failure(&error))?;
+    let report = optimize::optimize(&runtime, &request, &open, &mut progress).map_err(|error| failure(&error))?;
     let made = storage::list(&folder, storage::Limits::default())?;
     let note = OptimizeNote {
         runtime: describe(provider::version(&runtime), threads),

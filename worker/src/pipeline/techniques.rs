@@ -12,37 +12,27 @@ use crate::passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Roun
 /// Weights that share a scale where the plan does not say: the most accurate of the sizes that cost less than a bit a weight.
 const DEFAULT_BLOCK: u32 = 32;
 
-/// The plan's stages; one that recovers changes how the one before it is done.
+/// The plan's stages; GPTQ changes how the one before it is done.
 pub(super) fn of(plan: &MakePlan) -> Result<Vec<Stage>> {
-    let mut stages = Vec::new();
+    if let Some(problem) = stages::out_of_order(&plan.stages) {
+        return Err(refused(reasons::PLAN_INVALID, format!("stages: {problem}")));
+    }
+    let mut made = Vec::new();
     for stage in &plan.stages {
-        match (&stage.quantize, &stage.recover) {
-            (Some(settings), None) => stages.push(quantize(settings)?),
-            (
-                None,
-                Some(stages::Recover {
-                    method: RecoverMethod::GPTQ,
-                }),
-            ) => match stages.last_mut() {
-                Some(Stage::QuantizeBlocks(blocks)) if blocks.rounding == Rounding::Nearest => {
+        if let Some(settings) = &stage.quantize {
+            made.push(quantize(settings)?);
+        }
+        match stage.recover.as_ref().map(|recover| recover.method) {
+            Some(RecoverMethod::SmoothQuant) => made.push(Stage::Smooth),
+            Some(RecoverMethod::GPTQ) => {
+                if let Some(Stage::QuantizeBlocks(blocks)) = made.last_mut() {
                     blocks.rounding = Rounding::Gptq;
                 }
-                _ => {
-                    return Err(refused(
-                        reasons::PLAN_INVALID,
-                        "recover with method GPTQ does not follow quantize with mode WeightOnly: put it right after one",
-                    ));
-                }
-            },
-            _ => {
-                return Err(refused(
-                    reasons::PLAN_INVALID,
-                    "a stage names no technique, or two: quantize or recover",
-                ));
             }
+            None => {}
         }
     }
-    Ok(stages)
+    Ok(made)
 }
 
 fn quantize(quantize: &stages::Quantize) -> Result<Stage> {
@@ -141,6 +131,7 @@ mod tests {
         };
         let made = of(&plan(&[
             (Some(planned(QuantizeMode::Static, Some(percentile))), None),
+            (None, Some(RecoverMethod::SmoothQuant)),
             (Some(planned(QuantizeMode::Dynamic, None)), None),
             (Some(planned(QuantizeMode::WeightOnly, None)), None),
             (None, Some(RecoverMethod::GPTQ)),
@@ -160,6 +151,7 @@ mod tests {
         };
         let wanted = [
             settings(Mode::Static, Method::Percentile(99.9)),
+            Stage::Smooth,
             settings(Mode::Dynamic, Method::MinMax),
             Stage::QuantizeBlocks(blocks),
         ];

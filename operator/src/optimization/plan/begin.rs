@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use assayer_crds::conditions as reasons;
 use assayer_crds::optimization::{CandidateStatus, Gate, Metric, OptimizationRun};
-use assayer_crds::stages::{Quantize, QuantizeMode, Stage};
+use assayer_crds::stages;
 use assayer_crds::{ModelOptimizationSpec, ModelOptimizationStatus, units};
 
 use super::draft::Draft;
@@ -109,7 +109,7 @@ pub(super) fn invalid(spec: &ModelOptimizationSpec) -> Option<String> {
     empty(spec)
         .or_else(|| duplicates(spec))
         .or_else(|| deadline(spec))
-        .or_else(|| calibration(spec))
+        .or_else(|| bad_stages(spec))
         .or_else(|| spec.gates.iter().find_map(|gate| bad_gate(spec, gate)))
 }
 
@@ -160,40 +160,16 @@ fn deadline(spec: &ModelOptimizationSpec) -> Option<String> {
     }
 }
 
-fn calibration(spec: &ModelOptimizationSpec) -> Option<String> {
+fn bad_stages(spec: &ModelOptimizationSpec) -> Option<String> {
     for candidate in &spec.candidates {
-        if candidate.stages.is_empty() {
-            return Some(format!("candidate {} has no stages: name at least one", candidate.name));
+        if let Some(problem) = stages::out_of_order(&candidate.stages) {
+            return Some(format!("candidate {}: {problem}", candidate.name));
         }
-        let techniques = |stage: &Stage| usize::from(stage.quantize.is_some()) + usize::from(stage.recover.is_some());
-        if candidate.stages.iter().any(|stage| techniques(stage) != 1) {
+        if let Some(what) = stages::calibrating(&candidate.stages).filter(|_| spec.data.calibration.is_none()) {
             return Some(format!(
-                "candidate {} has a stage that names no technique, or two: name quantize or recover",
+                "spec.data.calibration is missing: candidate {} {what}",
                 candidate.name
             ));
-        }
-        let mut before: Option<&Quantize> = None;
-        for stage in &candidate.stages {
-            let in_blocks = before.is_some_and(|quantize| quantize.mode == QuantizeMode::WeightOnly);
-            if stage.recover.is_some() && !in_blocks {
-                return Some(format!(
-                    "candidate {}: recover does not follow quantize with mode: WeightOnly; put it right after such a stage",
-                    candidate.name
-                ));
-            }
-            before = stage.quantize.as_ref();
-            let needs_data = match &stage.quantize {
-                Some(quantize) => (quantize.mode == QuantizeMode::Static).then_some("quantizes with mode: Static"),
-                None => Some("recovers accuracy"),
-            };
-            if let Some(what) = needs_data
-                && spec.data.calibration.is_none()
-            {
-                return Some(format!(
-                    "spec.data.calibration is missing: candidate {} {what}",
-                    candidate.name
-                ));
-            }
         }
     }
     None

@@ -310,7 +310,7 @@ fn specs_that_the_schema_let_through_are_refused() {
         (
             json!([{"quantize": {"mode": "Dynamic"}}, {"recover": {"method": "GPTQ"}}]),
             "/candidates/0/stages",
-            "recover does not follow quantize with mode: WeightOnly",
+            "recover with method: GPTQ does not follow",
         ),
     ];
     for (value, path, message) in cases {

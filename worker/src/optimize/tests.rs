@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     calibrate::Method,
     onnx::ElementType,
-    passes::{Activations, Bits, Granularity},
+    passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Rounding},
     testing,
 };
 
@@ -56,8 +56,13 @@ fn make_stages(stages: &[Stage], threads: usize, output: &Path) -> Result<Optimi
         threads,
         limits: Limits::default(),
     };
-    let mut batches = samples().into_iter().take(12).map(Ok);
-    optimize(&testing::runtime(), &request, &mut batches, &mut |_| {})
+    let batches = samples();
+    optimize(
+        &testing::runtime(),
+        &request,
+        &|| Box::new(batches.iter().take(12).cloned().map(Ok)),
+        &mut |_| {},
+    )
 }
 
 fn top(model: &Path, samples: &[Vec<Tensor>]) -> Vec<usize> {
@@ -198,10 +203,16 @@ fn settings_that_make_no_sense_and_missing_data_are_refused() {
         limits: Limits::default(),
     };
     let runtime = testing::runtime();
-    let error = optimize(&runtime, &request, &mut std::iter::empty(), &mut |_| {}).unwrap_err();
+    let error = optimize(&runtime, &request, &|| Box::new(std::iter::empty()), &mut |_| {}).unwrap_err();
     assert!(matches!(error, Error::NoSample), "{error}");
     let wrong = Tensor::new("bytes", ElementType::Float, &[1, 2], vec![0; 8]).unwrap();
-    let error = optimize(&runtime, &request, &mut [Ok(vec![wrong])].into_iter(), &mut |_| {}).unwrap_err();
+    let error = optimize(
+        &runtime,
+        &request,
+        &|| Box::new(std::iter::once(Ok(vec![wrong.clone()]))),
+        &mut |_| {},
+    )
+    .unwrap_err();
     assert!(matches!(error, Error::Run { which: "baseline", .. }), "{error}");
     assert_eq!(
         std::fs::read_dir(folder.path()).unwrap().count(),
