@@ -3,6 +3,8 @@
 //! Parses arguments and hands over. Decides only exit codes: 0 done, 1 refused or failed, 2 wrong use, 3 no candidate passed its gates.
 
 mod approve;
+#[cfg(test)]
+mod documented;
 mod manifest;
 mod optimize;
 mod pin;
@@ -12,9 +14,10 @@ mod schema;
 mod terminal;
 mod verify;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// Change control for optimized models: optimize, validate, approve, and know what is live.
 #[derive(Parser)]
@@ -23,7 +26,7 @@ struct Arguments {
     #[command(subcommand)]
     command: Command,
     /// More log lines on stderr; twice for all
-    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    #[arg(short, long, action = clap::ArgAction::Count, global = true, display_order = 900)]
     verbose: u8,
 }
 
@@ -41,7 +44,7 @@ enum Command {
     Approve(approve::Options),
     /// Print the completion script of a shell
     Completion {
-        /// bash, zsh, fish, elvish or powershell
+        /// Which shell
         shell: clap_complete::Shell,
     },
     /// One step of a worker (used by `optimize` itself)
@@ -50,7 +53,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = arguments();
     if let Command::Worker(arguments) = &arguments.command {
         // A worker is a process of its own, without our threads: it gives up rights for all it has.
         return optimize::worker(arguments);
@@ -78,6 +81,28 @@ fn main() -> ExitCode {
     })
 }
 
+/// Reads the command line, under the name by which it was called: usage lines of a plugin begin with `kubectl assayer`.
+fn arguments() -> Arguments {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    let plugin = name.is_some_and(|name| name.file_name() == Some("kubectl-assayer".as_ref()));
+    let mut command = Arguments::command();
+    if plugin {
+        command = command.bin_name("kubectl assayer");
+    }
+    Arguments::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+}
+
+/// The commands that are for people: completion offers hidden ones too.
+fn visible() -> clap::Command {
+    let whole = Arguments::command();
+    let for_people = whole.get_subcommands().filter(|command| !command.is_hide_set());
+    clap::Command::new("assayer")
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_help_subcommand(true)
+        .args(whole.get_arguments())
+        .subcommands(for_people)
+}
+
 async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let verbose = arguments.verbose > 0;
     match &arguments.command {
@@ -87,7 +112,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Verify(options) => verify::run(options)?,
         Command::Approve(options) => approve::run(options).await?,
         Command::Completion { shell } => {
-            clap_complete::generate(*shell, &mut Arguments::command(), "assayer", &mut std::io::stdout());
+            clap_complete::generate(*shell, &mut visible(), "assayer", &mut std::io::stdout());
         }
         Command::Worker(_) => return Ok(ExitCode::from(2)),
     }

@@ -6,10 +6,17 @@ use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use assayer_crds::ModelOptimization;
+use assayer_crds::digest::Digest;
 use serde_json::Value;
 
+use crate::schema;
+
+/// Scheme of artifacts in registries; everything else is a file of this machine.
+pub(crate) const OCI: &str = "oci://";
+/// Stands for what is not named by digest yet, where the schema wants an artifact by digest.
+const STAND_IN: &str = "oci://localhost/local";
 /// Largest manifest that is read.
 const MAX_BYTES: u64 = 1024 * 1024;
 
@@ -29,8 +36,26 @@ pub(crate) const URIS: [&str; 4] = [
     "/spec/model/uri",
     "/spec/data/calibration/uri",
     "/spec/data/evaluation/uri",
-    "/spec/output/uri",
+    OUTPUT,
 ];
+/// Where results go.
+pub(crate) const OUTPUT: &str = "/spec/output/uri";
+
+/// A field as people write it: `spec.model.uri`.
+pub(crate) fn dotted(field: &str) -> String {
+    field.trim_start_matches('/').replace('/', ".")
+}
+
+/// That the local file or folder that a field names is there.
+pub(crate) fn there(field: &str, path: &Path) -> Result<()> {
+    ensure!(
+        path.exists(),
+        "{}: {} does not exist (relative paths start from the manifest's folder)",
+        dotted(field),
+        path.display()
+    );
+    Ok(())
+}
 
 impl Manifest {
     /// Reads a file, or stdin for `-`.
@@ -57,14 +82,26 @@ impl Manifest {
         Ok(Self { text, folder, name })
     }
 
-    /// The `ModelOptimization` in it, read strictly: an unknown field is an error.
-    pub(crate) fn optimization(&self) -> Result<ModelOptimization> {
-        let value = self.object()?;
-        serde_json::from_value(value).with_context(|| format!("{} does not match the schema", self.name))
+    /// The `ModelOptimization` in it, if the API server would accept it once the URIs that are `open` name artifacts by digest.
+    pub(crate) fn checked(&self, open: impl Fn(&str) -> bool) -> Result<ModelOptimization> {
+        let object = self.object()?;
+        let mut pinned = object.clone();
+        let by_digest = format!("{STAND_IN}@{}", Digest::of(b""));
+        for field in URIS {
+            if let Some(Value::String(uri)) = pinned.pointer_mut(field)
+                && open(uri)
+            {
+                ensure!(!uri.is_empty(), "{}: {} is empty", self.name, dotted(field));
+                let stand_in = if field == OUTPUT { STAND_IN } else { &by_digest };
+                stand_in.clone_into(uri);
+            }
+        }
+        schema::check(&pinned).with_context(|| format!("{} is refused", self.name))?;
+        serde_json::from_value(object).with_context(|| format!("{} does not match the schema", self.name))
     }
 
     /// The object in it, whatever it holds; it must say that it is a `ModelOptimization`.
-    pub(crate) fn object(&self) -> Result<Value> {
+    fn object(&self) -> Result<Value> {
         let value = self.value()?;
         for (field, expected) in [("apiVersion", "assayer.dev/v1alpha1"), ("kind", "ModelOptimization")] {
             let found = value[field].as_str().unwrap_or("missing");
@@ -78,7 +115,17 @@ impl Manifest {
     }
 
     fn value(&self) -> Result<Value> {
-        serde_saphyr::from_str(&self.text).with_context(|| format!("{} is not one YAML document", self.name))
+        let several = || serde_saphyr::from_multiple::<Value>(&self.text).is_ok_and(|documents| documents.len() > 1);
+        serde_saphyr::from_str(&self.text).map_err(|error| {
+            if several() {
+                anyhow!(
+                    "{} holds several YAML documents: put the ModelOptimization into a file of its own",
+                    self.name
+                )
+            } else {
+                anyhow!("{} can't be read as YAML: {error}", self.name)
+            }
+        })
     }
 
     /// The URIs in it, by field.
@@ -95,8 +142,8 @@ impl Manifest {
         self.folder.join(uri.strip_prefix("file://").unwrap_or(uri))
     }
 
-    /// The text with `from` replaced by `to` wherever it is the value of a `uri`, and checked to have changed just that.
-    pub(crate) fn with_uris(&self, changes: &[(String, String)]) -> Result<String> {
+    /// The manifest with `from` replaced by `to` wherever it is the value of a `uri`, and checked to have changed just that.
+    pub(crate) fn with_uris(&self, changes: &[(String, String)]) -> Result<Self> {
         let mut expected = self.value()?;
         let mut text = self.text.clone();
         for (from, to) in changes {
@@ -116,7 +163,7 @@ impl Manifest {
                 self.name
             );
         }
-        Ok(text)
+        Ok(Self { text, ..self.clone() })
     }
 }
 
@@ -161,7 +208,7 @@ mod tests {
             .with_uris(&[("files/m.onnx".into(), "oci://h/m@sha256:0".into())])
             .unwrap();
         assert_eq!(
-            pinned,
+            pinned.text,
             text.replace("uri: files/m.onnx}", "uri: \"oci://h/m@sha256:0\"}")
         );
     }

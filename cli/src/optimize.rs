@@ -75,7 +75,14 @@ pub(crate) async fn run(options: &Options, verbose: bool) -> Result<ExitCode> {
     match written {
         Ok((outcome, recorded)) => Ok(tell(options, &place, &outcome, &recorded)),
         Err(error) if error.is::<job::Interrupted>() => {
-            terminal::note("interrupted: nothing was written");
+            terminal::note(&if input.pushes {
+                format!(
+                    "interrupted: no evidence was written; candidates that were made may lie in {}",
+                    input.runnable.output.uri
+                )
+            } else {
+                "interrupted: nothing was written".to_owned()
+            });
             Ok(ExitCode::from(INTERRUPTED))
         }
         Err(error) => Err(error),

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use assayer_worker::storage::{Access, Location, resolve};
 use clap::Args;
 
-use crate::manifest::{Manifest, URIS};
+use crate::manifest::{Manifest, OCI, OUTPUT, dotted, there};
 use crate::push::{self, AccessOptions};
 use crate::terminal;
 
@@ -16,8 +16,8 @@ pub(crate) struct Options {
     /// Manifest of a `ModelOptimization`; - for stdin
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
-    /// Push local files below this repository: <oci://registry/prefix>
-    #[arg(long, value_name = "URI")]
+    /// Push local files, to repositories below this prefix
+    #[arg(long, value_name = "oci://REGISTRY/PREFIX")]
     push: Option<String>,
     #[command(flatten)]
     access: AccessOptions,
@@ -26,27 +26,41 @@ pub(crate) struct Options {
 /// Prints the pinned manifest to stdout.
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let manifest = Manifest::read(&options.file)?;
+    // Before anything is pushed: a cluster would refuse it anyway.
+    manifest.checked(|_| true)?;
+    if let Some(prefix) = &options.push {
+        Location::parse(&below(prefix, "name")).context("--push")?;
+    }
+    let uris = manifest.uris()?;
+    for (field, uri) in uris
+        .iter()
+        .filter(|(field, uri)| *field != OUTPUT && !uri.starts_with(OCI))
+    {
+        there(field, &manifest.local(uri))?;
+    }
     let access = options.access.access()?;
     let mut changes = Vec::new();
-    for (field, uri) in manifest.uris()? {
-        let output = field == URIS[3];
-        let pinned = match (uri.strip_prefix("oci://"), output) {
-            (Some(_), true) => continue,
-            (Some(_), false) => pin(&uri, &access).await.with_context(|| named(field, &uri))?,
-            (None, true) => repository(options, &stem(Path::new(&uri)), field, &uri)?,
-            (None, false) => push_file(options, &manifest, field, &uri, &access).await?,
+    for (field, uri) in uris {
+        let output = field == OUTPUT;
+        let pinned = match (uri.starts_with(OCI), output) {
+            (true, true) => continue,
+            (true, false) => pin(&uri, &access).await.with_context(|| named(field, &uri))?,
+            (false, true) => repository(options, &stem(Path::new(&uri)), field, &uri)?,
+            (false, false) => push_file(options, &manifest, field, &uri, &access).await?,
         };
         if pinned != uri {
-            terminal::note(&format!("{field}: {uri} -> {pinned}"));
+            terminal::note(&format!("{} -> {pinned}", named(field, &uri)));
             changes.push((uri, pinned));
         }
     }
-    terminal::print(manifest.with_uris(&changes)?.trim_end());
+    let pinned = manifest.with_uris(&changes)?;
+    pinned.checked(|_| false)?;
+    terminal::print(pinned.text.trim_end());
     Ok(())
 }
 
 fn named(field: &str, uri: &str) -> String {
-    format!("{}: {uri}", field.trim_start_matches('/').replace('/', "."))
+    format!("{}: {uri}", dotted(field))
 }
 
 async fn pin(uri: &str, access: &Access) -> Result<String> {
@@ -67,12 +81,16 @@ async fn push_file(options: &Options, manifest: &Manifest, field: &str, uri: &st
 
 fn repository(options: &Options, name: &str, field: &str, uri: &str) -> Result<String> {
     match &options.push {
-        Some(prefix) => Ok(format!("{}/{name}", prefix.trim_end_matches('/'))),
+        Some(prefix) => Ok(below(prefix, name)),
         None => bail!(
             "{}: a cluster can't read local files: name a repository with --push oci://registry/prefix",
             named(field, uri)
         ),
     }
+}
+
+fn below(prefix: &str, name: &str) -> String {
+    format!("{}/{name}", prefix.trim_end_matches('/'))
 }
 
 /// A repository's name from a file's: lower case, without the extension.

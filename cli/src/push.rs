@@ -13,7 +13,8 @@ use crate::terminal;
 pub(crate) struct Options {
     /// Model file, data set, or folder
     path: PathBuf,
-    /// <oci://registry/repository>, with or without a tag
+    /// Where to; with or without a tag
+    #[arg(value_name = "oci://REGISTRY/REPOSITORY")]
     uri: String,
     #[command(flatten)]
     access: AccessOptions,

@@ -57,15 +57,21 @@ fn coloured(mut text: String) -> String {
     text
 }
 
-/// Asks a question whose safe answer is no; without a terminal there is nobody to ask.
+/// Asks a question whose safe answer is no.
 pub(crate) fn confirmed(question: &str) -> std::io::Result<bool> {
+    let answer = asked(&format!("{question} [y/N] "))?;
+    Ok(answer.is_some_and(|answer| matches!(answer.as_str(), "y" | "Y" | "yes")))
+}
+
+/// Asks for a line; without a terminal there is nobody to ask.
+pub(crate) fn asked(question: &str) -> std::io::Result<Option<String>> {
     if !std::io::stdin().is_terminal() {
-        return Ok(false);
+        return Ok(None);
     }
     let mut stderr = std::io::stderr().lock();
-    write!(stderr, "{question} [y/N] ")?;
+    write!(stderr, "{question}")?;
     stderr.flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    Ok(Some(answer.trim().to_owned()))
 }

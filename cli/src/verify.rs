@@ -45,7 +45,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if let Some(path) = &options.model {
         check_model(&verified.statement, path)?;
     }
-    terminal::print(&summary(&verified));
+    let model = options
+        .model
+        .as_ref()
+        .map(|path| format!("; {} is its model", path.display()));
+    let holds = format!("holds for key {:.12}{}", key.id(), model.unwrap_or_default());
+    terminal::print(&summary(&verified, &holds));
     Ok(())
 }
 
@@ -71,8 +76,8 @@ fn folder_digest(path: &Path) -> Result<Digest> {
     Ok(model_digest(&files))
 }
 
-/// The evidence for people: what, how, every gate, who ran it.
-pub(crate) fn summary(verified: &Verified) -> String {
+/// The evidence for people: what, how, every gate, who ran it; `signature` says what is known about the signature.
+pub(crate) fn summary(verified: &Verified, signature: &str) -> String {
     let evidence = &verified.statement.predicate;
     let rows = evidence.verdicts.iter().map(|verdict| {
         vec![
@@ -83,7 +88,7 @@ pub(crate) fn summary(verified: &Verified) -> String {
         ]
     });
     format!(
-        "evidence  {}\nmodel     {} {} ({}, owner {})\ncandidate {} ({})\nartifact  {}\nrecorded  {} by {}\n{}",
+        "evidence  {}\nsignature {signature}\nmodel     {} {} ({}, owner {})\ncandidate {} ({})\nartifact  {}\nrecorded  {} by {}\n{}",
         verified.digest,
         evidence.model.name,
         evidence.model.version,

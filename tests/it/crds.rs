@@ -135,6 +135,43 @@ async fn definitions_are_accepted_and_refuse_what_they_say() -> Result<()> {
     Ok(())
 }
 
+/// Objects of ours in the pages of `docs/`.
+fn documented() -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(format!("{}/../docs", env!("CARGO_MANIFEST_DIR")))? {
+        let path = entry?.path();
+        let text = std::fs::read_to_string(&path)?;
+        for block in text.split("```yaml\n").skip(1) {
+            let block = block.split("```").next().unwrap_or_default();
+            if block.contains("apiVersion: assayer.dev/") {
+                let page = path.file_name().unwrap_or_default().to_string_lossy();
+                // Namespaces of examples are not there.
+                found.push((page.into_owned(), block.replace("namespace: ml", "namespace: default")));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn documented_objects_are_accepted() -> Result<()> {
+    let control_plane = ControlPlane::start(&ControlPlaneOptions::default()).await?;
+    let folder = format!("{}/../crds", env!("CARGO_MANIFEST_DIR"));
+    kubectl(&control_plane, &["create", "-f", &folder], "")?;
+    let documented = documented()?;
+    assert!(documented.len() >= 3, "the examples were not found");
+    for (page, object) in documented {
+        eventually(&format!("{page}: {object}"), || async {
+            let arguments = ["create", "--dry-run=server", "--validate=strict", "-f", "-"];
+            let answer = kubectl(&control_plane, &arguments, &object)?;
+            anyhow::ensure!(answer.refused.is_empty(), "{}", answer.refused);
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn explain_reads_like_documentation() -> Result<()> {
     let control_plane = ControlPlane::start(&ControlPlaneOptions::default()).await?;

@@ -1,4 +1,7 @@
-//! What holds for the whole tree: sizes of files, directions of dependencies, documented reasons. Needs no cluster.
+//! What holds for the whole tree: sizes of files, directions of dependencies, documented reasons and fields, links. Needs no cluster.
+
+mod links;
+mod reference;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -83,7 +83,7 @@ pub fn run(bench: &Bench, progress: &Progress) -> Result<()> {
         folder: tempfile::tempdir()?,
         program: match &options.program {
             Some(program) => std::path::absolute(program)?,
-            None => images::program("assayer", progress)?,
+            None => images::compile(progress)?.path("assayer")?.to_owned(),
         },
         library: pypi::onnx_runtime(progress)?,
     };

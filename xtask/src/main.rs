@@ -1,6 +1,6 @@
 //! `cargo xtask`: the developer commands. Parses arguments and hands over; decides nothing itself.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -93,11 +93,11 @@ async fn run(command: Command, progress: &Progress) -> Result<()> {
         Command::Images(arguments) => push_images(&arguments, progress),
         Command::ExampleData { out, rows } => {
             example::make(&out.unwrap_or_else(example::default_folder), rows, progress)?;
-            progress.say(&format!(
-                "export ORT_DYLIB_PATH={}",
+            // For `eval "$(cargo xtask example-data)"`.
+            tell(&format!(
+                "export ORT_DYLIB_PATH='{}'",
                 pypi::onnx_runtime(progress)?.display()
-            ));
-            Ok(())
+            ))
         }
         Command::Bench(bench) => bench::run(&bench, progress),
         Command::Demo(options) => Box::pin(demo::run(&options, progress)).await,
@@ -137,7 +137,14 @@ fn push_images(arguments: &ImagesArguments, progress: &Progress) -> Result<()> {
     go::ensure(&["crane"], progress)?;
     for (ours, image) in images::build(&arguments.only, progress)?.images {
         let step = progress.step(format!("push {}", ours.name()));
-        step.done(images::push(&image, &registry, ours.name())?);
+        let reference = images::push(&image, &registry, ours.name())?;
+        step.done(&reference);
+        tell(&reference)?;
     }
     Ok(())
+}
+
+/// A result for whoever reads our output; all else goes to stderr.
+fn tell(line: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout().lock(), "{line}")?)
 }

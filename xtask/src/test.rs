@@ -80,6 +80,7 @@ pub fn run(progress: &Progress) -> Result<()> {
 fn prerequisites(progress: &Progress) -> Result<()> {
     debian::ensure(&debian::TO_BUILD, progress)?;
     debian::ensure(&debian::TO_RUN_A_NODE, progress)?;
+    debian::ensure(&debian::TO_VERIFY, progress)?;
     Registry::ensure(progress)?;
     Prometheus::ensure(progress)?;
     pypi::ensure(&pypi::ONNX_RUNTIME, progress)?;

@@ -10,14 +10,8 @@ use assayer_crds::optimization::Environment;
 use assayer_crds::{ModelOptimization, ModelOptimizationSpec};
 use assayer_worker::storage;
 use kube::ResourceExt as _;
-use serde_json::Value;
 
-use crate::manifest::{Manifest, URIS};
-use crate::schema;
-
-const OCI: &str = "oci://";
-/// Stands for local files where the schema wants an artifact by digest.
-const STAND_IN: &str = "oci://localhost/local";
+use crate::manifest::{Manifest, OCI, URIS, dotted, there};
 
 /// A manifest that can be carried out.
 #[derive(Debug)]
@@ -48,9 +42,7 @@ struct LocalFile {
 /// Reads, checks and resolves a manifest.
 pub(super) fn read(file: &Path, output: Option<&Path>) -> Result<Input> {
     let manifest = Manifest::read(file)?;
-    let object = manifest.object()?;
-    check(&manifest, object)?;
-    let optimization = manifest.optimization()?;
+    let optimization = manifest.checked(|uri| !uri.starts_with(OCI))?;
     let name = optimization.name_any();
     ensure!(!name.is_empty(), "{}: metadata.name is missing", manifest.name);
     ensure!(
@@ -59,21 +51,6 @@ pub(super) fn read(file: &Path, output: Option<&Path>) -> Result<Input> {
         manifest.name
     );
     resolve(&manifest, optimization, name, output)
-}
-
-/// As the API server would, with stand-ins for local files.
-fn check(manifest: &Manifest, mut object: Value) -> Result<()> {
-    let by_digest = format!("{STAND_IN}@{}", Digest::of(b""));
-    for field in URIS {
-        let stand_in = if field == URIS[3] { STAND_IN } else { &by_digest };
-        if let Some(Value::String(uri)) = object.pointer_mut(field)
-            && !uri.starts_with(OCI)
-        {
-            ensure!(!uri.is_empty(), "{}: {field} is empty", manifest.name);
-            stand_in.clone_into(uri);
-        }
-    }
-    schema::check(&object).with_context(|| format!("{} is refused", manifest.name))
 }
 
 fn resolve(manifest: &Manifest, optimization: ModelOptimization, name: String, output: Option<&Path>) -> Result<Input> {
@@ -91,7 +68,7 @@ fn resolve(manifest: &Manifest, optimization: ModelOptimization, name: String, o
         let digest = digest(field, &path)?;
         *state = format!("{state}@{digest}");
         let text = path.to_str();
-        text.with_context(|| format!("{field}: {} is not UTF-8", path.display()))?
+        text.with_context(|| format!("{}: {} is not UTF-8", dotted(field), path.display()))?
             .clone_into(run);
         if index == 0 {
             baseline = Some(digest.clone());
@@ -127,14 +104,9 @@ fn uri(spec: &mut ModelOptimizationSpec, index: usize) -> Option<&mut String> {
 }
 
 fn digest(field: &str, path: &Path) -> Result<Digest> {
-    let named = field.trim_start_matches('/').replace('/', ".");
-    ensure!(
-        path.exists(),
-        "{named}: {} does not exist (relative paths start from the manifest's folder)",
-        path.display()
-    );
+    there(field, path)?;
     Ok(storage::pack(path)
-        .with_context(|| format!("{named}: {}", path.display()))?
+        .with_context(|| format!("{}: {}", dotted(field), path.display()))?
         .model_digest)
 }
 

@@ -65,7 +65,7 @@ impl Place {
                 folder.display()
             );
         }
-        fs::create_dir_all(&parent).with_context(|| format!("create {}", parent.display()))?;
+        writable(&parent)?;
         Ok(Self {
             named: named.to_owned(),
             folder,
@@ -88,6 +88,7 @@ impl Place {
         if outcome.candidates.iter().all(|judged| judged.model.is_none()) {
             return Ok(Vec::new());
         }
+        fs::create_dir_all(&self.parent).with_context(|| format!("create {}", self.parent.display()))?;
         let aside = tempfile::Builder::new().prefix(".assayer-").tempdir_in(&self.parent);
         let aside = aside.with_context(|| format!("write to {}", self.parent.display()))?;
         input.unchanged()?;
@@ -156,6 +157,18 @@ impl Place {
         let _moved = aside.keep();
         Ok(())
     }
+}
+
+/// Before minutes of work: whether `folder` can be made or written, by trying. Nothing stays.
+fn writable(folder: &Path) -> Result<()> {
+    let there = folder.ancestors().find(|ancestor| ancestor.exists());
+    let there = there.with_context(|| format!("{} is in no folder", folder.display()))?;
+    tempfile::tempdir_in(there).and_then(TempDir::close).with_context(|| {
+        format!(
+            "results can't be written to {}: choose another place with --output",
+            there.display()
+        )
+    })
 }
 
 /// A temporary folder is for its owner only; results have the rights of any new folder.

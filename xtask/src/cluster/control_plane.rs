@@ -180,24 +180,16 @@ impl ControlPlane {
     }
 
     fn start_controller_manager(&self, keys: &Files) -> Result<Process> {
-        let user = "system:kube-controller-manager";
-        let kubeconfig = self.kubeconfig_for(user, &[])?.display().to_string();
-        let [port] = ports::free(IpAddr::V4(Ipv4Addr::LOCALHOST))?;
-        let arguments = [
-            format!("--kubeconfig={kubeconfig}"),
-            format!("--authentication-kubeconfig={kubeconfig}"),
-            format!("--authorization-kubeconfig={kubeconfig}"),
-            "--bind-address=127.0.0.1".into(),
-            format!("--secure-port={port}"),
-            format!("--cert-dir={}", self.folder.join("controller-manager").display()),
-            "--leader-elect=false".into(),
+        let certificates = self.folder.join("controller-manager");
+        let mut arguments = self.component("system:kube-controller-manager", &certificates)?;
+        arguments.extend([
             "--use-service-account-credentials".into(),
             format!("--service-account-private-key-file={}", keys.key.display()),
             format!("--root-ca-file={}", self.authority.certificate_file().display()),
             format!("--service-cluster-ip-range={SERVICE_RANGE}"),
             "--kube-api-qps=200".into(),
             "--kube-api-burst=400".into(),
-        ];
+        ]);
         let log = self.logs.join("kube-controller-manager.log");
         Process::start(
             "kube-controller-manager",
@@ -206,6 +198,21 @@ impl ControlPlane {
             &[],
             &log,
         )
+    }
+
+    /// What scheduler and controller manager are told alike: who they are, and that they are alone.
+    pub(super) fn component(&self, user: &str, certificates: &Path) -> Result<Vec<String>> {
+        let kubeconfig = self.kubeconfig_for(user, &[])?.display().to_string();
+        let [port] = ports::free(IpAddr::V4(Ipv4Addr::LOCALHOST))?;
+        Ok(vec![
+            format!("--kubeconfig={kubeconfig}"),
+            format!("--authentication-kubeconfig={kubeconfig}"),
+            format!("--authorization-kubeconfig={kubeconfig}"),
+            "--bind-address=127.0.0.1".into(),
+            format!("--secure-port={port}"),
+            format!("--cert-dir={}", certificates.display()),
+            "--leader-elect=false".into(),
+        ])
     }
 
     /// Waits until the API server answers all `paths` with success.

@@ -119,20 +119,7 @@ pub(super) fn start_proxy(place: &Place, control_plane: &ControlPlane) -> Result
 }
 
 pub(super) fn start_scheduler(place: &Place, control_plane: &ControlPlane) -> Result<Process> {
-    let kubeconfig = control_plane
-        .kubeconfig_for("system:kube-scheduler", &[])?
-        .display()
-        .to_string();
-    let [port] = ports::free(IpAddr::V4(Ipv4Addr::LOCALHOST))?;
-    let arguments = [
-        format!("--kubeconfig={kubeconfig}"),
-        format!("--authentication-kubeconfig={kubeconfig}"),
-        format!("--authorization-kubeconfig={kubeconfig}"),
-        "--bind-address=127.0.0.1".into(),
-        format!("--secure-port={port}"),
-        format!("--cert-dir={}", place.state.join("scheduler").display()),
-        "--leader-elect=false".into(),
-    ];
+    let arguments = control_plane.component("system:kube-scheduler", &place.state.join("scheduler"))?;
     let log = place.logs.join("kube-scheduler.log");
     Process::start("kube-scheduler", &go::path("kube-scheduler")?, arguments, &[], &log)
 }

@@ -5,15 +5,16 @@ use anyhow::{Context, Result};
 use super::world::{Person, SYSTEM, World};
 use crate::{
     cache,
-    images::{self, Ours},
+    images::{self, Ours, Programs},
     progress::Progress,
 };
 
-/// Builds and pushes our images, and installs the chart with `helm`.
-pub(super) fn images_and_chart(world: &World, progress: &Progress) -> Result<()> {
+/// Builds and pushes our images, and installs the chart with `helm`. Gives what was compiled on the way.
+pub(super) fn images_and_chart(world: &World, progress: &Progress) -> Result<Programs> {
     let mut operator = String::new();
     let mut worker = String::new();
-    for (ours, image) in images::build(&Ours::ALL, progress)?.images {
+    let built = images::build(&Ours::ALL, progress)?;
+    for (ours, image) in built.images {
         let step = progress.step(format!("push {}", ours.name()));
         let reference = images::push(&image, &world.registry, ours.name())?;
         match ours {
@@ -52,5 +53,5 @@ pub(super) fn images_and_chart(world: &World, progress: &Progress) -> Result<()>
         return Err(error.context(format!("{}\n{}", pods.unwrap_or_default(), logs.unwrap_or_default())));
     }
     step.done("the operator is available");
-    Ok(())
+    Ok(built.programs)
 }

@@ -14,7 +14,7 @@ use assayer_crds::optimization::CandidateStatus;
 use kube::Api;
 
 use super::world::{NAMESPACE, Person, World};
-use crate::{cache, example, images, process, progress::Progress};
+use crate::{cache, example, process, progress::Progress};
 
 const WITHIN: Duration = Duration::from_mins(5);
 /// The optimization that is promoted, and the one whose model the server refuses.
@@ -38,9 +38,8 @@ pub(super) fn example_file(name: &str) -> PathBuf {
 }
 
 /// Makes model and data, pushes them with `assayer pin --push`, and gives the pinned manifests.
-pub(super) fn publish_example(world: &World, progress: &Progress) -> Result<Pinned> {
+pub(super) fn publish_example(world: &World, assayer: &Path, progress: &Progress) -> Result<Pinned> {
     example::ensure(&example::default_folder(), progress)?;
-    let assayer = images::program("assayer", progress)?;
     for file in ["namespace.yaml", "rbac.yaml", "promotionpolicy.yaml"] {
         let path = example_file(file);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -51,7 +50,7 @@ pub(super) fn publish_example(world: &World, progress: &Progress) -> Result<Pinn
     let mut manifests = Vec::new();
     for file in ["modeloptimization.yaml", "modeloptimization-reexport.yaml"] {
         let step = progress.step(format!("assayer pin -f examples/magika/{file} --push"));
-        manifests.push(pin(&assayer, &example_file(file), world)?);
+        manifests.push(pin(assayer, &example_file(file), world)?);
         step.done("model and data are pushed, and named by digest");
     }
     Ok(Pinned { manifests })

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{
@@ -15,11 +15,7 @@ use super::{
     image::{Image, Start},
     layer::{Contents, Layer},
 };
-use crate::{
-    cache, process,
-    progress::{Progress, Step},
-    tools::pypi,
-};
+use crate::{cache, process, progress::Progress, tools::pypi};
 
 const SCANNER_CONFIG: &str = "/etc/scanner/config.min.json";
 const ONNX_RUNTIME: &str = "/usr/lib/libonnxruntime.so";
@@ -35,11 +31,26 @@ pub enum Ours {
     Scanner,
 }
 
-/// Images by what they are.
+/// Images by what they are, and the programs that were compiled on the way.
 #[derive(Debug, Clone)]
 pub struct Built {
     /// With the name of its repository.
     pub images: Vec<(Ours, Image)>,
+    /// Every program of the workspace, those that are in no image too.
+    pub programs: Programs,
+}
+
+/// Each program's path by its name, as cargo reports it.
+#[derive(Debug, Clone)]
+pub struct Programs(BTreeMap<String, PathBuf>);
+
+impl Programs {
+    /// The path of one.
+    pub fn path(&self, name: &str) -> Result<&Path> {
+        let path = self.0.get(name);
+        path.map(PathBuf::as_path)
+            .with_context(|| format!("cargo built no program {name}"))
+    }
 }
 
 impl Ours {
@@ -68,33 +79,36 @@ impl Ours {
     }
 }
 
-/// Builds a program of ours that is in no image, and gives its path.
-pub fn program(name: &str, progress: &Progress) -> Result<PathBuf> {
-    let step = progress.step(format!("compile {name} with cargo"));
-    let found = executables_of_the_workspace(&step)?;
+/// Compiles all programs of the workspace at once: cargo unifies features over what it builds, so that asking for single packages
+/// compiles their dependencies once more for each choice.
+pub fn compile(progress: &Progress) -> Result<Programs> {
+    let step = progress.step("compile programs with cargo");
+    let mut cargo = process::cargo();
+    cargo.args([
+        "build",
+        "--workspace",
+        "--bins",
+        "--message-format=json-render-diagnostics",
+    ]);
+    let programs = executables(&process::read_shown(&mut cargo, &step)?)?;
     step.done("");
-    found
-        .get(name)
-        .cloned()
-        .with_context(|| format!("cargo built no program {name}"))
+    Ok(Programs(programs))
 }
 
 /// Builds the images `wanted`, from the source tree this program was built from.
 pub fn build(wanted: &[Ours], progress: &Progress) -> Result<Built> {
-    let programs = compile(wanted, progress)?;
+    let programs = compile(progress)?;
     let runtime = pypi::onnx_runtime(progress)?;
     pypi::ensure(&pypi::MAGIKA, progress)?;
     let step = progress.step("build images");
-    let mut libraries_of: Vec<&Path> = programs.values().map(PathBuf::as_path).collect();
+    let mut libraries_of: Vec<&Path> = programs.0.values().map(PathBuf::as_path).collect();
     libraries_of.push(&runtime);
     let base = base::layer(&libraries_of)?;
     let runtime_layer = Contents::default().file(ONNX_RUNTIME, 0o755, read(&runtime)?).build()?;
     let mut images = Vec::new();
     for &ours in wanted {
         let (_, binary) = ours.package_and_binary();
-        let program = programs
-            .get(binary)
-            .with_context(|| format!("cargo built no program {binary}"))?;
+        let program = programs.path(binary)?;
         images.push((ours, assemble(ours, program, &base, &runtime_layer)?));
     }
     step.done(
@@ -104,7 +118,7 @@ pub fn build(wanted: &[Ours], progress: &Progress) -> Result<Built> {
             .collect::<Vec<_>>()
             .join(", "),
     );
-    Ok(Built { images })
+    Ok(Built { images, programs })
 }
 
 fn assemble(ours: Ours, program: &Path, base: &Layer, runtime: &Layer) -> Result<Image> {
@@ -148,30 +162,6 @@ fn stripped(program: &Path) -> Result<Vec<u8>> {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {}", path.display()))
-}
-
-/// Each program's path by its name, as cargo reports it.
-fn compile(wanted: &[Ours], progress: &Progress) -> Result<BTreeMap<String, PathBuf>> {
-    let step = progress.step("compile programs with cargo");
-    let programs = executables_of_the_workspace(&step)?;
-    if programs.is_empty() {
-        bail!("cargo built nothing for {wanted:?}");
-    }
-    step.done("");
-    Ok(programs)
-}
-
-/// All of them at once: cargo unifies features over what it builds, so that asking for single packages compiles their
-/// dependencies once more for each choice.
-fn executables_of_the_workspace(step: &Step) -> Result<BTreeMap<String, PathBuf>> {
-    let mut cargo = process::cargo();
-    cargo.args([
-        "build",
-        "--workspace",
-        "--bins",
-        "--message-format=json-render-diagnostics",
-    ]);
-    executables(&process::read_shown(&mut cargo, step)?)
 }
 
 fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {

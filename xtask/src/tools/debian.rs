@@ -28,6 +28,9 @@ pub const TO_RUN_A_NODE: [&str; 6] = [
     "util-linux",
 ];
 
+/// To verify evidence as an auditor does, without any program of ours.
+pub const TO_VERIFY: [&str; 2] = ["jq", "openssl"];
+
 /// Installs those of `packages` that are missing, saying which; needs root only if one is.
 pub fn ensure(packages: &[&str], progress: &Progress) -> Result<()> {
     if missing(packages)?.is_empty() {

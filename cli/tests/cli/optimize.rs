@@ -1,112 +1,12 @@
 //! `assayer optimize` as a user runs it: real model, real ONNX Runtime, real processes, small data.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that can't go on has failed"
-)]
-
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use xtask::example::{self, ExampleData};
-use xtask::progress::Progress;
 
-/// Enough for every kind of file to be there once or so.
-const ROWS: usize = 64;
-
-fn data() -> &'static ExampleData {
-    static DATA: OnceLock<(TempDir, ExampleData)> = OnceLock::new();
-    let made = DATA.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let data = example::make(folder.path(), ROWS, &Progress::silent()).unwrap();
-        (folder, data)
-    });
-    &made.1
-}
-
-fn library() -> PathBuf {
-    let path = std::env::var_os("ASSAYER_ORT").map(PathBuf::from);
-    path.expect("ASSAYER_ORT must name ONNX Runtime's library: `cargo xtask test` gets it and sets the variable")
-}
-
-/// A folder with a manifest, and a temporary folder for the program.
-struct Scene {
-    folder: TempDir,
-}
-
-impl Scene {
-    /// The example's manifest with gates that don't depend on how busy this machine is, and one candidate.
-    fn new(change: impl FnOnce(&mut Value)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let text = include_str!("../../examples/magika/modeloptimization.yaml");
-        let mut manifest: Value = serde_saphyr::from_str(text).unwrap();
-        let spec = &mut manifest["spec"];
-        spec["model"]["uri"] = json!(data().model);
-        spec["data"]["calibration"]["uri"] = json!(data().calibration);
-        spec["data"]["evaluation"]["uri"] = json!(data().evaluation);
-        spec["output"]["uri"] = json!("out");
-        spec["candidates"]
-            .as_array_mut()
-            .unwrap()
-            .retain(|candidate| candidate["name"] == "static-int8");
-        spec["gates"] = json!([
-            {"name": "accuracy", "metric": "accuracy", "maxDrop": "0.1"},
-            {"name": "size", "metric": "artifactSize", "maxRatio": "0.35"},
-        ]);
-        change(&mut manifest);
-        // JSON is YAML.
-        fs::write(folder.path().join("mopt.yaml"), manifest.to_string()).unwrap();
-        fs::create_dir(folder.path().join("tmp")).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn assayer(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_assayer"));
-        command
-            .args(arguments)
-            .env("TMPDIR", self.path("tmp"))
-            .env("ORT_DYLIB_PATH", library())
-            .env("HOME", self.path("tmp"));
-        command.stdin(Stdio::null());
-        command
-    }
-
-    fn optimize(&self) -> Output {
-        self.assayer(&["optimize", "-f", self.path("mopt.yaml").to_str().unwrap()])
-            .output()
-            .unwrap()
-    }
-
-    fn left_over(&self) -> usize {
-        fs::read_dir(self.path("tmp")).unwrap().count()
-    }
-
-    fn verify(&self, evidence: &Path, model: &Path) -> Output {
-        let key = self.path("out/signing.pub");
-        let [evidence, key, model] = [evidence, &key, model].map(|path| path.to_str().unwrap());
-        self.assayer(&["verify", evidence, "--key", key, "--model", model])
-            .output()
-            .unwrap()
-    }
-}
-
-fn said(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-}
+use crate::scene::{Scene, changed, data, said};
 
 fn refused(change: impl FnOnce(&mut Value), words: &[&str]) {
     let scene = Scene::new(change);
@@ -158,20 +58,10 @@ fn a_selected_candidate_has_evidence_that_holds_for_it_and_for_nothing_else() {
     assert!(said(&other).contains("model digest"), "{}", said(&other));
 
     let tampered = scene.path("tampered.json");
-    fs::write(&tampered, tamper(&fs::read_to_string(&evidence).unwrap())).unwrap();
+    fs::write(&tampered, changed(&fs::read_to_string(&evidence).unwrap())).unwrap();
     let forged = scene.verify(&tampered, &model);
     assert_eq!(forged.status.code(), Some(1));
     assert!(said(&forged).contains("signature"), "{}", said(&forged));
-}
-
-/// Changes one letter of the signed payload.
-fn tamper(envelope: &str) -> String {
-    let mut value: Value = serde_json::from_str(envelope).unwrap();
-    let payload = value["payload"].as_str().unwrap().to_owned();
-    let (at, old) = (payload.len() / 2, payload.as_bytes()[payload.len() / 2]);
-    let new = if old == b'A' { "B" } else { "A" };
-    value["payload"] = json!(format!("{}{new}{}", &payload[..at], &payload[at + 1..]));
-    value.to_string()
 }
 
 #[test]
@@ -280,6 +170,22 @@ fn foreign_folders_are_not_replaced() {
     assert!(scene.path("out/mine").is_file());
 }
 
+/// Even for root: no folder can be made there.
+#[test]
+fn a_place_that_can_not_be_written_is_refused_before_any_work() {
+    let scene = Scene::new(|_| {});
+    let file = scene.path("mopt.yaml").display().to_string();
+    for place in ["/proc/assayer/out", "/dev/null/out", "/dev/null"] {
+        let output = scene
+            .assayer(&["optimize", "-f", &file, "--output", place])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = said(&output);
+        assert!(said.contains("--output") && !said.contains("baseline"), "{said}");
+    }
+}
+
 #[test]
 fn without_the_library_it_says_how_to_get_it() {
     let scene = Scene::new(|_| {});
@@ -316,23 +222,4 @@ fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
         assert!(Instant::now() < until, "no {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-#[test]
-fn completions_and_wrong_use() {
-    let scene = Scene::new(|_| {});
-    for shell in ["bash", "zsh", "fish"] {
-        let output = scene.assayer(&["completion", shell]).output().unwrap();
-        assert!(output.status.success() && said(&output).contains("optimize"), "{shell}");
-    }
-    assert_eq!(scene.assayer(&["optimize"]).output().unwrap().status.code(), Some(2));
-    assert_eq!(
-        scene
-            .assayer(&["optimize", "-f", "x", "--threads", "0"])
-            .output()
-            .unwrap()
-            .status
-            .code(),
-        Some(2)
-    );
 }
