@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use axum::http::{HeaderValue, header};
-use kube::Config;
 use kube::client::ClientBuilder;
+use kube::{Api, Config};
 
 use crate::leader::fence::Fence;
 
@@ -41,4 +41,16 @@ pub fn plain(config: Config) -> kube::Result<kube::Client> {
 /// When TLS or credentials can't be set up.
 pub fn fenced(config: Config, fence: &Fence) -> kube::Result<kube::Client> {
     Ok(ClientBuilder::try_from(config)?.with_layer(fence).build())
+}
+
+/// Objects of `namespace`, or of every one.
+pub fn scoped<K>(client: &kube::Client, namespace: Option<&str>) -> Api<K>
+where
+    K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
 }

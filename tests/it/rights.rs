@@ -73,7 +73,7 @@ const EVERYWHERE: &[Use] = &[
         &["list", "watch"],
         &[
             ("optimization/mod.rs", "watcher(pods,"),
-            ("inventory/watch.rs", "api::<Pod>"),
+            ("inventory/watch.rs", "scoped::<Pod>"),
         ],
     ),
     ("/pods/log", &["get"], &[("optimization/observe.rs", "api.logs(")]),
@@ -81,7 +81,7 @@ const EVERYWHERE: &[Use] = &[
         "/configmaps",
         &["get", "list", "watch", "create"],
         &[
-            ("inventory/watch.rs", "api::<ConfigMap>"),
+            ("inventory/watch.rs", "scoped::<ConfigMap>"),
             ("evidence/store.rs", "api.create("),
             ("evidence/store.rs", "api.get_opt("),
         ],

@@ -3,7 +3,6 @@
 //! What a policy asks is decided at each promotion, from a live read; this only tells its author early that it can't be read.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use assayer_crds::conditions::{INVALID_SPEC, POLICY_ACCEPTED};
 use assayer_crds::digest::Digest;
@@ -21,7 +20,7 @@ use serde::Serialize;
 
 use super::{observe, policy};
 use crate::context::Context;
-use crate::error::{Class, Error};
+use crate::error::Error;
 use crate::status::{Conditions, Standing};
 
 type Guarded = DeserializeGuard<PromotionPolicy>;
@@ -42,15 +41,14 @@ pub(super) async fn run(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + 
         .default_backoff()
         .reflect(writer)
         .applied_objects();
+    let watching = Arc::clone(&ctx);
     Controller::for_stream(stream, reader)
         .with_config(Config::default().concurrency(1))
         .graceful_shutdown_on(shutdown)
-        .run(reconcile, error_policy, ctx)
-        .for_each(|outcome| async move {
-            match outcome {
-                Ok(_) | Err(kube::runtime::controller::Error::ReconcilerFailed(..)) => {}
-                Err(error) => tracing::warn!(%error, "the controller of promotionpolicies stumbled"),
-            }
+        .run(reconcile, |object, error, ctx| ctx.after(&ObjectRef::from_obj(&*object), error), ctx)
+        .for_each(|outcome| {
+            watching.heard(&outcome);
+            std::future::ready(())
         })
         .await;
 }
@@ -87,10 +85,8 @@ fn problem(policy: &PromotionPolicy) -> Option<String> {
 }
 
 async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
-    let name = object.name_any();
-    let what = format!("promotionpolicy {name}");
-    ctx.timed("promotionpolicy", &name, one(&ctx, &name)).await?;
-    ctx.backoff.succeeded(&what);
+    let reference = ObjectRef::from_obj(&*object);
+    ctx.timed(&reference, one(&ctx, &reference.name)).await?;
     Ok(Action::await_change())
 }
 
@@ -125,32 +121,6 @@ async fn one(ctx: &Context, name: &str) -> Result<(), Error> {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(Error::write(format!("status of {what}"))(error)),
-    }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
-fn error_policy(object: Arc<Guarded>, error: &Error, ctx: Arc<Context>) -> Action {
-    let what = format!("promotionpolicy {}", ObjectRef::from_obj(&*object).name);
-    match error.class() {
-        Class::Conflict => Action::requeue(Duration::from_millis(50)),
-        Class::Transient => {
-            let delay = ctx.backoff.failed(&what);
-            tracing::warn!(
-                object = what,
-                error = error.message(),
-                ?delay,
-                "reconcile failed and is tried again"
-            );
-            Action::requeue(delay)
-        }
-        Class::Terminal => {
-            tracing::error!(
-                object = what,
-                error = error.message(),
-                "reconcile failed and waits for a change"
-            );
-            Action::await_change()
-        }
     }
 }
 
