@@ -6,7 +6,11 @@ use axum::http::{HeaderValue, header};
 use kube::client::ClientBuilder;
 use kube::{Api, Config};
 
+use crate::error::Error;
 use crate::leader::fence::Fence;
+
+/// Longest wait for one call.
+const CALL_LIMIT: Duration = Duration::from_secs(20);
 
 /// Longest time to open a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -53,4 +57,17 @@ where
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     }
+}
+
+/// Waits for `call` as long as one call may take.
+///
+/// # Errors
+/// When it takes longer; whether it took effect is unknown then.
+pub async fn limited<T>(what: &str, call: impl Future<Output = T>) -> Result<T, Error> {
+    tokio::time::timeout(CALL_LIMIT, call)
+        .await
+        .map_err(|_| Error::Timeout {
+            what: what.to_owned(),
+            limit: CALL_LIMIT,
+        })
 }

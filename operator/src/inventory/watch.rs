@@ -8,10 +8,10 @@ use assayer_crds::{ModelOptimization, ModelPromotion};
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::core::PartialObjectMeta;
+use kube::Resource;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::Resource;
 use tokio_util::sync::CancellationToken;
 
 use super::facts::{self, EvidenceFact, Facts, OptimizationFact, PodFact, PromotionFact, WorkloadFact};
@@ -78,9 +78,9 @@ pub async fn run(ctx: Arc<Context>, caches: Arc<Caches>, stop: CancellationToken
     let promotions = follow(
         "ModelPromotion",
         metrics,
-        watcher(scoped::<ModelPromotion>(&ctx.client, scope), all()),
+        watcher(scoped::<DeserializeGuard<ModelPromotion>>(&ctx.client, scope), all()),
         |event| {
-            if let Some((before, after)) = caches.promotions.absorb(event, facts::of_promotion) {
+            if let Some((before, after)) = caches.promotions.absorb_readable(event, facts::of_promotion) {
                 count_rollback(metrics, &before, &after);
             }
         },
@@ -88,9 +88,9 @@ pub async fn run(ctx: Arc<Context>, caches: Arc<Caches>, stop: CancellationToken
     let optimizations = follow(
         "ModelOptimization",
         metrics,
-        watcher(scoped::<ModelOptimization>(&ctx.client, scope), all()),
+        watcher(scoped::<DeserializeGuard<ModelOptimization>>(&ctx.client, scope), all()),
         |event| {
-            caches.optimizations.absorb(event, facts::of_optimization);
+            caches.optimizations.absorb_readable(event, facts::of_optimization);
         },
     );
     let workloads = follow(
@@ -106,9 +106,14 @@ pub async fn run(ctx: Arc<Context>, caches: Arc<Caches>, stop: CancellationToken
     let replica_sets = follow("ReplicaSet", metrics, replica_sets, |event| {
         caches.replica_sets.absorb(event, facts::of_replica_set);
     });
-    let pods = follow("Pod", metrics, watcher(scoped::<Pod>(&ctx.client, scope), governed()), |event| {
-        caches.pods.absorb(event, facts::of_pod);
-    });
+    let pods = follow(
+        "Pod",
+        metrics,
+        watcher(scoped::<Pod>(&ctx.client, scope), governed()),
+        |event| {
+            caches.pods.absorb(event, facts::of_pod);
+        },
+    );
     let labelled = all().labels(&format!("{EVIDENCE}=true")).page_size(EVIDENCE_PAGE);
     let evidence = follow(
         "ConfigMap",
