@@ -1,7 +1,6 @@
 //! What every reconcile has at hand. Holds no decision and no state of any object, except how often it failed in a row.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::Resource;
@@ -15,6 +14,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{Class, Error};
 use crate::evidence::keys::SigningKey;
+use crate::guard::Edition;
 use crate::health::Health;
 use crate::metrics::Metrics;
 
@@ -152,29 +152,43 @@ where
     }
 }
 
-/// Whether forged approvals are known to be refused by the cluster. Closed until seen.
+/// Whether forged approvals are known to be refused by the cluster, and by which edition of its policy. Closed until seen.
 #[derive(Debug)]
 pub struct Guard {
     not_needed: bool,
-    seen: AtomicBool,
+    seen: Mutex<Option<Edition>>,
 }
 
 impl Guard {
     fn new(not_needed: bool) -> Self {
         Self {
             not_needed,
-            seen: AtomicBool::new(false),
+            seen: Mutex::new(None),
         }
+    }
+
+    /// Whether approvals count without it.
+    pub fn not_needed(&self) -> bool {
+        self.not_needed
     }
 
     /// Whether approvals may count now.
     pub fn in_force(&self) -> bool {
-        self.not_needed || self.seen.load(Ordering::SeqCst)
+        self.not_needed || self.seen().is_some()
     }
 
-    /// Records what the last probe saw; true when that is a change.
-    pub fn record(&self, in_force: bool) -> bool {
-        self.seen.swap(in_force, Ordering::SeqCst) != in_force
+    /// Whether `present`, read live, is the very edition that was seen to refuse.
+    pub fn vouches_for(&self, present: &Edition) -> bool {
+        self.seen().as_ref() == Some(present)
+    }
+
+    /// Records which edition the last probe saw in force; returns what was recorded before.
+    pub fn record(&self, in_force: Option<Edition>) -> Option<Edition> {
+        std::mem::replace(&mut *self.seen(), in_force)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<Edition>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -201,11 +215,15 @@ mod tests {
             listen: ([127, 0, 0, 1], 0).into(),
             without_guard: false,
         };
-        Context::new(kube::Client::new(nobody, "default"), config, SigningKey::generate().unwrap())
+        Context::new(
+            kube::Client::new(nobody, "default"),
+            config,
+            SigningKey::generate().unwrap(),
+        )
     }
 
     fn failed(code: u16) -> Error {
-        let mut status = Status::failure("no", "Conflict");
+        let mut status = Status::failure("no", if code == 409 { "Conflict" } else { "InternalError" });
         status.code = code;
         Error::write("a thing")(kube::Error::Api(status.boxed()))
     }
@@ -217,8 +235,16 @@ mod tests {
             assert!(outcome.is_err());
         }
         let ctx = context();
-        fails(&ctx, ObjectRef::<DeserializeGuard<ModelOptimization>>::new("a").within("ml")).await;
-        fails(&ctx, ObjectRef::<DeserializeGuard<ModelPromotion>>::new("a").within("ml")).await;
+        fails(
+            &ctx,
+            ObjectRef::<DeserializeGuard<ModelOptimization>>::new("a").within("ml"),
+        )
+        .await;
+        fails(
+            &ctx,
+            ObjectRef::<DeserializeGuard<ModelPromotion>>::new("a").within("ml"),
+        )
+        .await;
         fails(&ctx, ObjectRef::<DeserializeGuard<PromotionPolicy>>::new("a")).await;
         let text = ctx.metrics.text().unwrap();
         for kind in ["ModelOptimization", "ModelPromotion", "PromotionPolicy"] {

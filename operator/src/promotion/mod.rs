@@ -39,6 +39,7 @@ use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use crate::client::scoped;
 use crate::context::Context;
 use crate::error::Error;
+use crate::unreadable;
 use turns::Turns;
 
 /// Promotions that are reconciled at once.
@@ -148,13 +149,13 @@ async fn reconcile(object: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, 
 /// The cache only says which object; what is decided on is read live.
 async fn one(shared: &Shared, namespace: &str, name: &str) -> Result<plan::Next, Error> {
     let ctx = &shared.ctx;
-    let Some(named) = observe::promotion(ctx, namespace, name).await? else {
+    let Some(named) = unreadable::read::<ModelPromotion>(ctx, Some(namespace), name).await? else {
         return Ok(plan::Next::AwaitChange);
     };
     // The workload of a promotion never changes, so that its turn can be taken before it is read for good.
     let workload = format!("{namespace}/{}", named.spec.target.workload.name);
     let _turn = shared.turns.take(&workload).await;
-    let Some(promotion) = observe::promotion(ctx, namespace, name).await? else {
+    let Some(promotion) = unreadable::read::<ModelPromotion>(ctx, Some(namespace), name).await? else {
         return Ok(plan::Next::AwaitChange);
     };
     let observed = Box::pin(observe::observe(ctx, promotion)).await?;

@@ -18,10 +18,12 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use serde::Serialize;
 
-use super::{observe, policy};
+use super::policy;
+use crate::client::limited;
 use crate::context::Context;
 use crate::error::Error;
 use crate::status::{Conditions, Standing};
+use crate::unreadable;
 
 type Guarded = DeserializeGuard<PromotionPolicy>;
 
@@ -45,7 +47,11 @@ pub(super) async fn run(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + 
     Controller::for_stream(stream, reader)
         .with_config(Config::default().concurrency(1))
         .graceful_shutdown_on(shutdown)
-        .run(reconcile, |object, error, ctx| ctx.after(&ObjectRef::from_obj(&*object), error), ctx)
+        .run(
+            reconcile,
+            |object, error, ctx| ctx.after(&ObjectRef::from_obj(&*object), error),
+            ctx,
+        )
         .for_each(|outcome| {
             watching.heard(&outcome);
             std::future::ready(())
@@ -91,16 +97,10 @@ async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Er
 }
 
 async fn one(ctx: &Context, name: &str) -> Result<(), Error> {
-    let api: Api<Guarded> = Api::all(ctx.client.clone());
     let what = format!("promotionpolicy {name}");
-    let found = observe::limited(&what, api.get_opt(name))
-        .await?
-        .map_err(Error::read(&what))?;
-    let Some(found) = found else { return Ok(()) };
-    let policy = found.0.map_err(|invalid| Error::Malformed {
-        what: what.clone(),
-        problem: invalid.error,
-    })?;
+    let Some(policy) = unreadable::read::<PromotionPolicy>(ctx, None, name).await? else {
+        return Ok(());
+    };
     let status = judged(&policy, ctx.clock.now());
     if policy.status.as_ref() == Some(&status) {
         return Ok(());
@@ -117,7 +117,7 @@ async fn one(ctx: &Context, name: &str) -> Result<(), Error> {
     };
     let policies: Api<PromotionPolicy> = Api::all(ctx.client.clone());
     let params = PatchParams::apply(names::FIELD_MANAGER).force();
-    match observe::limited(&what, policies.patch_status(name, &params, &Patch::Apply(&patch))).await? {
+    match limited(&what, policies.patch_status(name, &params, &Patch::Apply(&patch))).await? {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(Error::write(format!("status of {what}"))(error)),
