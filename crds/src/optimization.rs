@@ -50,6 +50,12 @@ use crate::stages::Stage;
 #[x_kube(validation = (
     "has(self.data.calibration) || !self.candidates.exists(c, c.stages.exists(s, has(s.quantize) && s.quantize.mode == 'Static'))",
     "data.calibration is required because a candidate has a quantize stage with mode: Static"))]
+#[x_kube(validation = (
+    "self.candidates.size() * self.environments.size() <= 128",
+    "candidates times environments is at most 128, since each is measured by a Job of its own: split it into several ModelOptimizations"))]
+#[x_kube(validation = (
+    "self.candidates.size() * self.gates.size() <= 512",
+    "candidates times gates is at most 512, since status has a verdict for each: split it into several ModelOptimizations"))]
 #[x_kube(validation = ("self.model.name == oldSelf.model.name", "model.name is immutable: create another ModelOptimization for another model"))]
 pub struct ModelOptimizationSpec {
     /// Who owns the model; the group can't approve its promotion.
@@ -397,7 +403,7 @@ pub struct ModelOptimizationStatus {
     pub conditions: Vec<Condition>,
     /// Every piece of work of this generation: one Job each.
     #[serde(default)]
-    #[schemars(length(max = 4352))]
+    #[schemars(length(max = 224))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["step".into()]))]
     pub work: Vec<WorkStatus>,
     /// The baseline, before anything was changed, by environment.

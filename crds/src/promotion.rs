@@ -231,7 +231,7 @@ pub struct PromotionSummary {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestStatus {
-    /// sha256 of canonical {uid, namespace, name, spec, evidence digest, tier, policy digest}.
+    /// sha256 of canonical {uid, namespace, name, spec without suspend, evidence digest, tier, policy digest, guard epoch}.
     pub digest: String,
     /// Name of the candidate.
     pub candidate: String,
@@ -243,6 +243,10 @@ pub struct RequestStatus {
     pub tier: String,
     /// Digest over the policies that apply.
     pub policy_digest: String,
+    /// The guard's epoch: another one once the admission policy that guards approvals was away or changed, so that approvals from before
+    /// don't count any more.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub guard_epoch: String,
     /// Approvals that are needed.
     #[serde(default)]
     pub required: Vec<RequiredApproval>,
@@ -321,6 +325,9 @@ pub struct AttemptStatus {
     /// Digest over the policies that applied.
     #[serde(default)]
     pub policy_digest: String,
+    /// The guard's epoch in which it was approved.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub guard_epoch: String,
     /// Ticket.
     #[serde(default)]
     pub ticket: String,

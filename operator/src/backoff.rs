@@ -1,6 +1,6 @@
 //! How long to wait after a failed reconcile: exponential for each object, forgotten on success.
 //!
-//! kube hands `error_policy` no attempt count, so it is kept here. Decides delays only.
+//! kube hands the policy for errors no attempt count, so it is kept here. Decides delays only.
 
 use std::collections::HashMap;
 use std::sync::Mutex;

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use axum::http::{HeaderValue, header};
-use kube::Config;
 use kube::client::ClientBuilder;
+use kube::{Api, Config};
 
+use crate::error::Error;
 use crate::leader::fence::Fence;
+
+/// Longest wait for one call.
+const CALL_LIMIT: Duration = Duration::from_secs(20);
 
 /// Longest time to open a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -41,4 +45,29 @@ pub fn plain(config: Config) -> kube::Result<kube::Client> {
 /// When TLS or credentials can't be set up.
 pub fn fenced(config: Config, fence: &Fence) -> kube::Result<kube::Client> {
     Ok(ClientBuilder::try_from(config)?.with_layer(fence).build())
+}
+
+/// Objects of `namespace`, or of every one.
+pub fn scoped<K>(client: &kube::Client, namespace: Option<&str>) -> Api<K>
+where
+    K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Waits for `call` as long as one call may take.
+///
+/// # Errors
+/// When it takes longer; whether it took effect is unknown then.
+pub async fn limited<T>(what: &str, call: impl Future<Output = T>) -> Result<T, Error> {
+    tokio::time::timeout(CALL_LIMIT, call)
+        .await
+        .map_err(|_| Error::Timeout {
+            what: what.to_owned(),
+            limit: CALL_LIMIT,
+        })
 }

@@ -1,7 +1,13 @@
 //! Tries a forged approval as a server-side dry run, and closes all gates unless the policy for approvals refuses it by name.
 //!
-//! Decides whether the admission policies are in force. Never writes anything: each probe is a dry run that is meant to fail. It sees the
-//! policy as it holds in the operator's own namespace; a binding that leaves out other namespaces is for the chart's tests to exclude.
+//! Decides whether the admission policies are in force, and in which epoch. Never writes anything: each probe is a dry run that is meant
+//! to fail. It sees the policy as it holds in the operator's own namespace; a binding that leaves out other namespaces is for the
+//! chart's tests to exclude.
+//!
+//! The epoch is what makes a gap leave a mark. The API server itself keeps it: a policy or binding that was deleted comes back with another
+//! uid, one that was changed with another generation, and so with another epoch, whoever watched meanwhile. The epoch is part of the request
+//! digest, so that approvals from before name something else. It is an HMAC with the operator's key, so that nobody who puts a
+//! policy back can name the next request before its policy is seen to refuse.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,15 +20,19 @@ use assayer_crds::promotion::{
     Change, Delivery, ImageVolumeDelivery, ModelPromotion, ModelPromotionSpec, OptimizationSource, Source, Target,
     Workload, WorkloadKind,
 };
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::PostParams;
 use tokio_util::sync::CancellationToken;
 
+use crate::client::limited;
 use crate::context::Context;
 use crate::error::Error;
 use crate::events::{self, Note};
+use crate::evidence::keys::SigningKey;
 
 /// The policy that must refuse.
 pub const POLICY: &str = "assayer-approvals";
@@ -37,6 +47,44 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// So long may a former answer stand in for one that did not come.
 const STALE: Duration = Duration::from_secs(90);
 const NAME: &str = "assayer-guard-probe";
+
+/// Which policy and which binding: another uid once they were deleted, another generation once they were changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edition {
+    policy: (String, i64),
+    binding: (String, i64),
+}
+
+impl Edition {
+    fn of(policy: &ObjectMeta, binding: &ObjectMeta) -> Option<Self> {
+        let part = |meta: &ObjectMeta| Some((meta.uid.clone()?, meta.generation?));
+        Some(Self {
+            policy: part(policy)?,
+            binding: part(binding)?,
+        })
+    }
+
+    /// The epoch that begins with it.
+    pub fn epoch(&self, key: &SigningKey) -> String {
+        let ((policy, edition), (binding, bound)) = (&self.policy, &self.binding);
+        key.mark(format!("assayer guard epoch {policy}/{edition} {binding}/{bound}").as_bytes())
+    }
+}
+
+/// The edition that the cluster has now; none while the policy or its binding is missing.
+///
+/// # Errors
+/// When they can't be read.
+pub async fn edition(client: &kube::Client) -> Result<Option<Edition>, Error> {
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
+    let reads = async { tokio::try_join!(policies.get_metadata_opt(POLICY), bindings.get_metadata_opt(POLICY)) };
+    let what = format!("ValidatingAdmissionPolicy {POLICY} and its binding");
+    let (policy, binding) = limited(&what, reads).await?.map_err(Error::read(&what))?;
+    Ok(policy
+        .zip(binding)
+        .and_then(|(policy, binding)| Edition::of(&policy.metadata, &binding.metadata)))
+}
 
 /// What one probe saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,18 +146,26 @@ pub fn in_force(sight: &Sight, ago: Option<Duration>) -> bool {
 /// Probes until `stop`: at once, then every thirty seconds; every two for the first two minutes in which it was not refused.
 pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
     let mut user = None;
-    let mut refused_at: Option<Instant> = None;
+    let mut refused: Option<(Instant, Edition)> = None;
     let mut first = true;
     let mut quick = 0;
     while !stop.is_cancelled() {
         ctx.health.beat("guard", Instant::now(), INTERVAL + LIMIT * 3);
-        let sight = probe(&ctx, &mut user).await;
+        let (edition, sight) = look(&ctx, &mut user).await;
         let now = Instant::now();
-        if sight == Sight::Refused {
-            refused_at = Some(now);
+        if let (Sight::Refused, Some(edition)) = (&sight, edition) {
+            refused = Some((now, edition));
         }
-        let holds = in_force(&sight, refused_at.map(|at| now.saturating_duration_since(at)));
-        let changed = ctx.guard.record(holds);
+        let ago = refused.as_ref().map(|(at, _)| now.saturating_duration_since(*at));
+        let holds = in_force(&sight, ago);
+        let seen = refused.as_ref().filter(|_| holds).map(|(_, edition)| edition.clone());
+        let before = ctx.guard.record(seen.clone());
+        let changed = before.is_some() != holds;
+        if before.is_some() && holds && before != seen {
+            tracing::warn!(
+                "policy {POLICY} was changed or replaced: what was approved before has to be approved again"
+            );
+        }
         ctx.metrics.guard_probed(sight.as_str());
         ctx.metrics.guard(holds, !ctx.config.without_guard);
         if changed || (first && !holds) {
@@ -128,6 +184,26 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
         }
     }
     ctx.health.ended("guard");
+}
+
+/// Probes, and tells by which edition the forgery was refused: the one that was there before and after.
+async fn look(ctx: &Context, user: &mut Option<String>) -> (Option<Edition>, Sight) {
+    let before = match edition(&ctx.client).await {
+        Ok(before) => before,
+        Err(error) => return (None, Sight::Unclear(error.message())),
+    };
+    let sight = probe(ctx, user).await;
+    match (sight, edition(&ctx.client).await) {
+        (Sight::Refused, Err(error)) => (None, Sight::Unclear(error.message())),
+        (Sight::Refused, Ok(None)) => {
+            let words = format!("the policy or its binding {POLICY} is not there");
+            (None, Sight::RefusedElsewhere(words))
+        }
+        (Sight::Refused, Ok(after)) if after != before => {
+            (None, Sight::Unclear(format!("{POLICY} was changed meanwhile")))
+        }
+        (sight, _) => (before, sight),
+    }
 }
 
 async fn probe(ctx: &Context, user: &mut Option<String>) -> Sight {
@@ -213,7 +289,7 @@ async fn tell(ctx: &Context, holds: bool, sight: &Sight) {
         Note::normal(
             GUARD_UP,
             "ProbeGuard",
-            format!("a forged approval was refused by policy {POLICY}: approvals count again"),
+            format!("a forged approval was refused by policy {POLICY}: approvals count, but none from before a gap"),
         )
     } else {
         let why = match sight {
@@ -307,6 +383,31 @@ mod tests {
         assert!(!in_force(&Sight::Accepted, Some(Duration::ZERO)));
         assert!(!in_force(&Sight::RefusedElsewhere(String::new()), Some(Duration::ZERO)));
         assert!(in_force(&Sight::Refused, None));
+    }
+
+    #[test]
+    fn every_gap_begins_another_epoch_that_nobody_can_foretell() {
+        let meta = |uid: &str, generation| ObjectMeta {
+            uid: Some(uid.into()),
+            generation: Some(generation),
+            ..ObjectMeta::default()
+        };
+        let edition = |policy, binding| Edition::of(&policy, &binding).unwrap();
+        let key = SigningKey::generate().unwrap();
+        let first = edition(meta("p", 1), meta("b", 1));
+        assert_eq!(first.epoch(&key), first.clone().epoch(&key));
+        let mut epochs = vec![
+            first.epoch(&key),
+            edition(meta("q", 1), meta("b", 1)).epoch(&key),
+            edition(meta("p", 2), meta("b", 1)).epoch(&key),
+            edition(meta("p", 1), meta("c", 1)).epoch(&key),
+            edition(meta("p", 1), meta("b", 2)).epoch(&key),
+            first.epoch(&SigningKey::generate().unwrap()),
+        ];
+        epochs.sort();
+        epochs.dedup();
+        assert_eq!(epochs.len(), 6);
+        assert_eq!(Edition::of(&ObjectMeta::default(), &meta("b", 1)), None);
     }
 
     #[test]

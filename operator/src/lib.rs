@@ -24,6 +24,7 @@ pub mod server;
 pub mod status;
 pub mod targets;
 pub mod telemetry;
+pub mod unreadable;
 
 pub use context::Context;
 pub use error::Error;

@@ -132,7 +132,7 @@ impl Metrics {
     }
 
     /// A reconcile of `kind` has ended.
-    pub fn reconciled(&self, kind: &'static str, took: Duration, error: Option<&Error>) {
+    pub fn reconciled(&self, kind: &str, took: Duration, error: Option<&Error>) {
         self.durations.with(&[kind]).observe(took.as_secs_f64());
         if let Some(error) = error {
             self.errors.with(&[kind, error.reason()]).inc();
@@ -146,7 +146,7 @@ impl Metrics {
     }
 
     /// A list or watch of `kind` failed.
-    pub fn watch_failed(&self, kind: &'static str) {
+    pub fn watch_failed(&self, kind: &str) {
         self.watch_errors.with(&[kind]).inc();
     }
 

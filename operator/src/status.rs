@@ -7,6 +7,14 @@ use assayer_crds::conditions::{READY, RECONCILING, STALLED};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+/// Shortens `text` to at most so many bytes, at a character, and takes out what would not print.
+pub fn cut(text: &mut String, bytes: usize) {
+    if text.contains(char::is_control) {
+        *text = text.replace(char::is_control, " ");
+    }
+    text.truncate(text.floor_char_boundary(bytes));
+}
+
 /// Longest message of a condition.
 pub const MAX_MESSAGE: usize = 1_024;
 

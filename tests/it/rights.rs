@@ -31,7 +31,7 @@ const EVERYWHERE: &[Use] = &[
         &["get", "list", "watch"],
         &[
             ("promotion/mod.rs", "watcher(objects,"),
-            ("promotion/observe.rs", "api.get_opt(name)"),
+            ("unreadable.rs", "api.get_opt(name)"),
         ],
     ),
     (
@@ -39,7 +39,7 @@ const EVERYWHERE: &[Use] = &[
         &["get", "list", "watch"],
         &[
             ("promotion/mod.rs", "watcher(policies,"),
-            ("promotion/policies.rs", "api.get_opt(name)"),
+            ("unreadable.rs", "api.get_opt(name)"),
         ],
     ),
     (
@@ -73,7 +73,7 @@ const EVERYWHERE: &[Use] = &[
         &["list", "watch"],
         &[
             ("optimization/mod.rs", "watcher(pods,"),
-            ("inventory/watch.rs", "api::<Pod>"),
+            ("inventory/watch.rs", "scoped::<Pod>"),
         ],
     ),
     ("/pods/log", &["get"], &[("optimization/observe.rs", "api.logs(")]),
@@ -81,7 +81,7 @@ const EVERYWHERE: &[Use] = &[
         "/configmaps",
         &["get", "list", "watch", "create"],
         &[
-            ("inventory/watch.rs", "api::<ConfigMap>"),
+            ("inventory/watch.rs", "scoped::<ConfigMap>"),
             ("evidence/store.rs", "api.create("),
             ("evidence/store.rs", "api.get_opt("),
         ],
@@ -113,6 +113,16 @@ const EVERYWHERE: &[Use] = &[
         "events.k8s.io/events",
         &["create", "patch"],
         &[("context.rs", "Recorder::new(")],
+    ),
+    (
+        "admissionregistration.k8s.io/validatingadmissionpolicies:assayer-approvals",
+        &["get"],
+        &[("guard.rs", "policies.get_metadata_opt(")],
+    ),
+    (
+        "admissionregistration.k8s.io/validatingadmissionpolicybindings:assayer-approvals",
+        &["get"],
+        &[("guard.rs", "bindings.get_metadata_opt(")],
     ),
 ];
 

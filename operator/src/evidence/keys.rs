@@ -2,6 +2,7 @@
 //!
 //! Makes, reads and writes keys. Never decides whom to trust.
 
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use p256::ecdsa::{SigningKey as Secret, VerifyingKey};
 use p256::pkcs8::{
     DecodePrivateKey as _, DecodePublicKey as _, EncodePrivateKey as _, EncodePublicKey as _, LineEnding,
@@ -63,6 +64,14 @@ impl SigningKey {
             .to_pkcs8_pem(LineEnding::LF)
             .map_err(|error| EvidenceError::Key(error.to_string()))?;
         Ok(pem.to_string())
+    }
+
+    /// HMAC-SHA256 over `text` in hex: the same for the same text, and unknown to whoever lacks the key.
+    #[expect(clippy::expect_used, reason = "HMAC takes a key of any length")]
+    pub fn mark(&self, text: &[u8]) -> String {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret.to_bytes()).expect("any length will do");
+        mac.update(text);
+        hex::encode(mac.finalize().into_bytes())
     }
 
     /// The public half.

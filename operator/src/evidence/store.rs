@@ -4,7 +4,6 @@
 //! judges what the evidence says.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use assayer_crds::digest::Digest;
 use assayer_crds::evidence::{Statement, Subject};
@@ -16,10 +15,9 @@ use kube::api::{Api, PostParams};
 use super::EvidenceError;
 use super::dsse::{self, Verified};
 use super::keys::{PublicKey, SigningKey};
+use crate::client::limited;
 use crate::error::Error;
 
-/// Longest wait for one call.
-const CALL_LIMIT: Duration = Duration::from_secs(20);
 /// Most bytes of an envelope that is stored: an object of the API server holds little more.
 const MAX_STORED_BYTES: usize = 900 * 1024;
 
@@ -148,15 +146,6 @@ pub async fn read(
         Some(config_map) => open(&config_map, expected, key),
         None => Err(EvidenceError::Gone(name.to_owned())),
     })
-}
-
-async fn limited<T>(what: &str, call: impl Future<Output = T>) -> Result<T, Error> {
-    tokio::time::timeout(CALL_LIMIT, call)
-        .await
-        .map_err(|_| Error::Timeout {
-            what: format!("config map {what}"),
-            limit: CALL_LIMIT,
-        })
 }
 
 #[cfg(test)]

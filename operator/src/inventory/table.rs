@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
+use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
 
@@ -70,6 +71,18 @@ impl<T: Clone> Table<T> {
         }
     }
 
+    /// The same for a kind of which some objects may be unreadable: one that was read before keeps its row, one that never was has none.
+    pub fn absorb_readable<K: Resource>(
+        &self,
+        event: Event<DeserializeGuard<K>>,
+        project: impl Fn(&K) -> Option<T>,
+    ) -> Option<(T, T)> {
+        match &event {
+            Event::Apply(object) if object.0.is_err() => None,
+            _ => self.absorb(event, |object| project(object.0.as_ref().ok()?)),
+        }
+    }
+
     /// Whether a whole list has arrived.
     pub fn synced(&self) -> bool {
         self.synced.load(Ordering::SeqCst)
@@ -129,6 +142,26 @@ mod tests {
         assert_eq!(all(&table), [("a".into(), "1".into()), ("b".into(), "3".into())]);
         table.absorb(Event::Delete(map("b", "3")), version);
         table.absorb(Event::Apply(map("a", "none")), version);
+        assert!(all(&table).is_empty());
+    }
+
+    #[test]
+    fn one_unreadable_object_leaves_the_others_and_its_own_former_row() {
+        let read = |name: &str, data: &str| {
+            let raw = serde_json::json!({"metadata": {"name": name, "resourceVersion": "1"}, "data": {"a": data}});
+            let odd = serde_json::json!({"metadata": {"name": name}, "data": 7});
+            let value = if data.is_empty() { odd } else { raw };
+            serde_json::from_value::<DeserializeGuard<ConfigMap>>(value).unwrap()
+        };
+        let table = Table::default();
+        table.absorb_readable(Event::Init, version);
+        table.absorb_readable(Event::InitApply(read("a", "x")), version);
+        table.absorb_readable(Event::InitApply(read("odd", "")), version);
+        table.absorb_readable(Event::<DeserializeGuard<ConfigMap>>::InitDone, version);
+        assert!(table.synced(), "one object must not keep the list from arriving");
+        table.absorb_readable(Event::Apply(read("a", "")), version);
+        assert_eq!(all(&table), [("a".into(), "1".into())]);
+        table.absorb_readable(Event::Delete(read("a", "")), version);
         assert!(all(&table).is_empty());
     }
 

@@ -6,19 +6,19 @@ use assayer_crds::conditions::ROLLED_OUT;
 use assayer_crds::names::{EVIDENCE, GOVERNED};
 use assayer_crds::{ModelOptimization, ModelPromotion};
 use futures::{Stream, StreamExt as _};
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::core::PartialObjectMeta;
+use kube::Resource;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Resource};
 use tokio_util::sync::CancellationToken;
 
 use super::facts::{self, EvidenceFact, Facts, OptimizationFact, PodFact, PromotionFact, WorkloadFact};
 use super::rows;
 use super::shape::Inventory;
 use super::table::Table;
+use crate::client::scoped;
 use crate::context::Context;
 use crate::metrics::Metrics;
 
@@ -73,13 +73,14 @@ pub async fn run(ctx: Arc<Context>, caches: Arc<Caches>, stop: CancellationToken
     let all = watcher::Config::default;
     let governed = || all().labels(&format!("{GOVERNED}=true"));
     let metrics = &ctx.metrics;
+    let scope = ctx.config.watch_namespace.as_deref();
     let key = ctx.key.public().clone();
     let promotions = follow(
         "ModelPromotion",
         metrics,
-        watcher(api::<ModelPromotion>(&ctx), all()),
+        watcher(scoped::<DeserializeGuard<ModelPromotion>>(&ctx.client, scope), all()),
         |event| {
-            if let Some((before, after)) = caches.promotions.absorb(event, facts::of_promotion) {
+            if let Some((before, after)) = caches.promotions.absorb_readable(event, facts::of_promotion) {
                 count_rollback(metrics, &before, &after);
             }
         },
@@ -87,32 +88,37 @@ pub async fn run(ctx: Arc<Context>, caches: Arc<Caches>, stop: CancellationToken
     let optimizations = follow(
         "ModelOptimization",
         metrics,
-        watcher(api::<ModelOptimization>(&ctx), all()),
+        watcher(scoped::<DeserializeGuard<ModelOptimization>>(&ctx.client, scope), all()),
         |event| {
-            caches.optimizations.absorb(event, facts::of_optimization);
+            caches.optimizations.absorb_readable(event, facts::of_optimization);
         },
     );
     let workloads = follow(
         "Deployment",
         metrics,
-        watcher(api::<Deployment>(&ctx), all()),
+        watcher(scoped::<Deployment>(&ctx.client, scope), all()),
         |event| {
             caches.workloads.absorb(event, facts::of_deployment);
         },
     );
     // A Deployment's replica sets carry the labels of its template, so the selector finds those of governed pods.
-    let replica_sets = watcher(api::<PartialObjectMeta<ReplicaSet>>(&ctx), governed());
+    let replica_sets = watcher(scoped::<PartialObjectMeta<ReplicaSet>>(&ctx.client, scope), governed());
     let replica_sets = follow("ReplicaSet", metrics, replica_sets, |event| {
         caches.replica_sets.absorb(event, facts::of_replica_set);
     });
-    let pods = follow("Pod", metrics, watcher(api::<Pod>(&ctx), governed()), |event| {
-        caches.pods.absorb(event, facts::of_pod);
-    });
+    let pods = follow(
+        "Pod",
+        metrics,
+        watcher(scoped::<Pod>(&ctx.client, scope), governed()),
+        |event| {
+            caches.pods.absorb(event, facts::of_pod);
+        },
+    );
     let labelled = all().labels(&format!("{EVIDENCE}=true")).page_size(EVIDENCE_PAGE);
     let evidence = follow(
         "ConfigMap",
         metrics,
-        watcher(api::<ConfigMap>(&ctx), labelled),
+        watcher(scoped::<ConfigMap>(&ctx.client, scope), labelled),
         |event| {
             caches
                 .evidence
@@ -122,17 +128,6 @@ pub async fn run(ctx: Arc<Context>, caches: Arc<Caches>, stop: CancellationToken
     tokio::select! {
         () = stop.cancelled() => {}
         _ = async { tokio::join!(promotions, optimizations, workloads, replica_sets, pods, evidence) } => {}
-    }
-}
-
-fn api<K>(ctx: &Context) -> Api<K>
-where
-    K: Resource<Scope = NamespaceResourceScope>,
-    K::DynamicType: Default,
-{
-    match &ctx.config.watch_namespace {
-        Some(namespace) => Api::namespaced(ctx.client.clone(), namespace),
-        None => Api::all(ctx.client.clone()),
     }
 }
 

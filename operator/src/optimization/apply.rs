@@ -15,9 +15,9 @@ use kube::{Resource as _, ResourceExt as _};
 use serde::Serialize;
 
 use super::job;
-use super::observe::CALL_LIMIT;
 use super::observed::Observed;
 use super::plan::{Change, Plan, phases};
+use crate::client::limited;
 use crate::context::Context;
 use crate::error::{Class, Error};
 use crate::events;
@@ -96,15 +96,6 @@ fn post() -> PostParams {
         field_manager: Some(names::FIELD_MANAGER.to_owned()),
         ..PostParams::default()
     }
-}
-
-async fn limited<T>(what: &str, call: impl Future<Output = T>) -> Result<T, Error> {
-    tokio::time::timeout(CALL_LIMIT, call)
-        .await
-        .map_err(|_| Error::Timeout {
-            what: what.to_owned(),
-            limit: CALL_LIMIT,
-        })
 }
 
 fn gone_or_replaced(error: &kube::Error) -> bool {

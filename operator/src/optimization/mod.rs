@@ -8,6 +8,7 @@ pub mod gates;
 pub mod job;
 mod observe;
 pub mod observed;
+mod orphans;
 pub mod plan;
 pub mod results;
 pub mod steps;
@@ -15,10 +16,10 @@ pub mod steps;
 mod world;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use assayer_crds::{ModelOptimization, names};
-use futures::StreamExt as _;
+use futures::channel::mpsc;
+use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -28,13 +29,13 @@ use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Predicate as _, PredicateConfig, WatchStreamExt as _, predicates, reflector, watcher};
 
+use crate::client::scoped;
 use crate::context::Context;
-use crate::error::{Class, Error};
+use crate::error::Error;
+use crate::unreadable;
 
 /// Optimizations that are reconciled at once.
 const CONCURRENCY: u16 = 8;
-/// Label of metrics.
-const KIND: &str = "ModelOptimization";
 
 type Guarded = DeserializeGuard<ModelOptimization>;
 
@@ -49,8 +50,10 @@ pub async fn run(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + Send + 
     let seen = predicates::generation
         .combine(predicates::annotations)
         .combine(predicates::finalizers);
+    let (went, gone) = mpsc::unbounded();
     let stream = watcher(objects, watcher::Config::default())
         .default_backoff()
+        .inspect_ok(move |event| orphans::notice(event, &went))
         .reflect(writer)
         .applied_objects()
         .predicate_filter(seen, PredicateConfig::default());
@@ -58,37 +61,22 @@ pub async fn run(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + Send + 
     let touched_jobs = watcher(jobs, workers.clone()).default_backoff().touched_objects();
     let touched_pods = watcher(pods, workers).default_backoff().touched_objects();
     let known = reader.clone();
-    let watching = Arc::clone(&ctx);
-    Controller::for_stream(stream, reader)
+    let (watching, cleaning) = (Arc::clone(&ctx), Arc::clone(&ctx));
+    let controller = Controller::for_stream(stream, reader)
         .owns_stream(touched_jobs)
         .watches_stream(touched_pods, move |pod| owner_of(&pod, &known))
         .with_config(Config::default().concurrency(CONCURRENCY))
         .graceful_shutdown_on(shutdown)
-        .run(reconcile, error_policy, ctx)
+        .run(
+            reconcile,
+            |object, error, ctx| ctx.after(&ObjectRef::from_obj(&*object), error),
+            ctx,
+        )
         .for_each(|outcome| {
-            match outcome {
-                Ok((object, action)) => tracing::debug!(%object, ?action, "reconciled"),
-                // Failures of reconcile itself were logged where their class is known; these are the watches'.
-                Err(kube::runtime::controller::Error::ReconcilerFailed(..)) => {}
-                Err(error) => {
-                    watching.metrics.watch_failed(KIND);
-                    tracing::warn!(%error, "the controller of modeloptimizations stumbled");
-                }
-            }
+            watching.heard(&outcome);
             std::future::ready(())
-        })
-        .await;
-}
-
-fn scoped<K>(client: &kube::Client, namespace: Option<&str>) -> Api<K>
-where
-    K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
-    K::DynamicType: Default,
-{
-    match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    }
+        });
+    tokio::join!(controller, orphans::clean(&cleaning, gone));
 }
 
 /// The optimization that a worker pod belongs to: pods carry its uid.
@@ -104,32 +92,15 @@ fn owner_of(pod: &PartialObjectMeta<Pod>, known: &reflector::Store<Guarded>) -> 
 async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
     let reference = ObjectRef::from_obj(&*object);
     let namespace = reference.namespace.clone().unwrap_or_default();
-    // The cache only says which object; what is decided on is read live.
-    let api: Api<Guarded> = Api::namespaced(ctx.client.clone(), &namespace);
-    let what = format!("modeloptimization {namespace}/{}", reference.name);
-    let work = reconcile_live(&ctx, &api, &reference.name, what.clone());
-    let action = ctx
-        .timed(KIND, &format!("{namespace}/{}", reference.name), Box::pin(work))
-        .await?;
-    ctx.backoff.succeeded(&what);
-    Ok(action)
+    let work = reconcile_live(&ctx, &namespace, &reference.name);
+    ctx.timed(&reference, Box::pin(work)).await
 }
 
-async fn reconcile_live(ctx: &Context, api: &Api<Guarded>, name: &str, what: String) -> Result<Action, Error> {
-    let live = tokio::time::timeout(observe::CALL_LIMIT, api.get_opt(name))
-        .await
-        .map_err(|_| Error::Timeout {
-            what: what.clone(),
-            limit: observe::CALL_LIMIT,
-        })?
-        .map_err(Error::read(&what))?;
-    let Some(live) = live else {
+/// The cache only says which object; what is decided on is read live.
+async fn reconcile_live(ctx: &Context, namespace: &str, name: &str) -> Result<Action, Error> {
+    let Some(object) = unreadable::read::<ModelOptimization>(ctx, Some(namespace), name).await? else {
         return Ok(Action::await_change());
     };
-    let object = live.0.map_err(|invalid| Error::Malformed {
-        what,
-        problem: invalid.error,
-    })?;
     let observed = Box::pin(observe::observe(ctx, object)).await?;
     let plan = plan::plan(&observed, ctx.clock.now());
     apply::apply(ctx, &observed, &plan).await?;
@@ -137,35 +108,4 @@ async fn reconcile_live(ctx: &Context, api: &Api<Guarded>, name: &str, what: Str
         plan::Next::AwaitChange => Action::await_change(),
         plan::Next::After(delay) => Action::requeue(delay),
     })
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the signature that the controller calls")]
-fn error_policy(object: Arc<Guarded>, error: &Error, ctx: Arc<Context>) -> Action {
-    let reference = ObjectRef::from_obj(&*object);
-    let what = format!(
-        "modeloptimization {}/{}",
-        reference.namespace.as_deref().unwrap_or_default(),
-        reference.name
-    );
-    match error.class() {
-        Class::Conflict => Action::requeue(Duration::from_millis(50)),
-        Class::Transient => {
-            let delay = ctx.backoff.failed(&what);
-            tracing::warn!(
-                object = what,
-                error = error.message(),
-                ?delay,
-                "reconcile failed and is tried again"
-            );
-            Action::requeue(delay)
-        }
-        Class::Terminal => {
-            tracing::error!(
-                object = what,
-                error = error.message(),
-                "reconcile failed and waits for a change"
-            );
-            Action::await_change()
-        }
-    }
 }

@@ -4,7 +4,6 @@
 //! config map can be replaced, the status only by the operator.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use assayer_crds::contract::{MAX_REPORT_BYTES, Report};
 use assayer_crds::digest::Digest;
@@ -18,11 +17,10 @@ use super::observed::{KeptReport, Log, Observed, ObservedJob, ObservedPod, Seen}
 use super::plan::phases;
 use super::results::reporting_container;
 use super::steps::Settings;
+use crate::client::limited;
 use crate::context::Context;
 use crate::error::Error;
 
-/// Longest wait for one call.
-pub(super) const CALL_LIMIT: Duration = Duration::from_secs(20);
 /// Lines from the end of a log among which the report must be; the worker prints it last.
 const LOG_LINES: i64 = 32;
 /// Room for other lines around a report of the largest size.
@@ -72,7 +70,7 @@ pub(super) async fn observe(ctx: &Context, object: ModelOptimization) -> Result<
 
 type Owners = Option<Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference>>;
 
-fn controlled_by(owners: &Owners, uid: &str) -> bool {
+pub(super) fn controlled_by(owners: &Owners, uid: &str) -> bool {
     owners
         .iter()
         .flatten()
@@ -95,19 +93,6 @@ fn settled(object: &ModelOptimization, job: &Job) -> bool {
 }
 
 impl Reader {
-    async fn limited<T>(
-        &self,
-        what: &str,
-        call: impl Future<Output = kube::Result<T>>,
-    ) -> Result<kube::Result<T>, Error> {
-        tokio::time::timeout(CALL_LIMIT, call)
-            .await
-            .map_err(|_| Error::Timeout {
-                what: format!("reading {what} in {}", self.namespace),
-                limit: CALL_LIMIT,
-            })
-    }
-
     async fn list<K>(&self, what: &str, selector: &str) -> Result<Vec<K>, Error>
     where
         K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
@@ -119,7 +104,7 @@ impl Reader {
         let mut params = ListParams::default().labels(selector).limit(PAGE);
         let mut items = Vec::new();
         loop {
-            let page = self.limited(what, api.list(&params)).await?;
+            let page = limited(what, api.list(&params)).await?;
             let page = page.map_err(Error::read(format!("{what} in {}", self.namespace)))?;
             items.extend(page.items);
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -171,10 +156,7 @@ impl Reader {
             tail_lines: Some(LOG_LINES),
             ..LogParams::default()
         };
-        match self
-            .limited(&format!("the log of pod {pod}"), api.logs(pod, &params))
-            .await?
-        {
+        match limited(&format!("the log of pod {pod}"), api.logs(pod, &params)).await? {
             Ok(text) => Ok(Log::Read(text.into_bytes())),
             Err(kube::Error::Api(status)) => Ok(Log::Unreadable(status.message.clone())),
             Err(error) => Err(Error::read(format!("the log of pod {pod}"))(error)),
@@ -186,7 +168,7 @@ impl Reader {
         let params = ListParams::default()
             .fields(&format!("involvedObject.uid={uid}"))
             .limit(EVENTS);
-        let list = self.limited("events", api.list(&params)).await?;
+        let list = limited("events", api.list(&params)).await?;
         let mut events = list
             .map_err(Error::read(format!("events in {}", self.namespace)))?
             .items;

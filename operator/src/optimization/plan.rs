@@ -5,6 +5,7 @@
 //! then verdicts and evidence. Whatever was written before a crash is found again by its name.
 
 mod begin;
+mod bounds;
 mod conclude;
 mod draft;
 mod judge;
@@ -147,7 +148,8 @@ pub struct Plan {
 pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let mut draft = Draft::new(observed, now);
     if observed.object.metadata.deletion_timestamp.is_some() {
-        // Its Jobs are owned and go with it; evidence and artifacts stay.
+        // Evidence and artifacts stay.
+        sweep::stop_all(&mut draft, "the ModelOptimization is being deleted");
         return draft.finish(Next::AwaitChange);
     }
     begin::begin(&mut draft);

@@ -59,6 +59,8 @@ pub(super) enum Fate {
     TooLate,
     /// A webhook adds a container.
     ExtraContainer,
+    /// Somebody takes the label away that the admission policies go by.
+    WithoutLabel,
     /// Another image ran.
     OtherImage,
     /// The report is changed on its way.
@@ -351,6 +353,7 @@ impl World {
             }
             Fate::Succeeds
             | Fate::ExtraContainer
+            | Fate::WithoutLabel
             | Fate::OtherImage
             | Fate::Tampered
             | Fate::Implausible
@@ -373,6 +376,9 @@ impl World {
                 name: "mesh".into(),
                 ..Container::default()
             }),
+            Fate::WithoutLabel => {
+                pod.labels_mut().remove(names::WORKER);
+            }
             Fate::OtherImage => {
                 let statuses = pod.status.as_mut().unwrap().container_statuses.as_mut().unwrap();
                 statuses[0].image_id = format!("registry:5000/assayer-worker@{SHA}");

@@ -11,10 +11,10 @@ use kube::api::{Api, Patch, PatchParams, TypeMeta};
 use kube::{Resource as _, ResourceExt as _};
 use serde::Serialize;
 
-use super::observe::limited;
 use super::observed::Observed;
 use super::phase;
 use super::plan::{Change, Plan};
+use crate::client::limited;
 use crate::context::Context;
 use crate::error::{Class, Error};
 use crate::events;

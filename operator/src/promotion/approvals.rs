@@ -129,7 +129,7 @@ fn approval(promotion: &ModelPromotion, seat: &str, named: &str, request: &str) 
     if named != request {
         let shown: String = named.chars().take(80).collect();
         return Err(format!(
-            "{key} by {user} names {shown}, the request is {request}: approve again"
+            "{key} by {user} names {shown}, the request is {request}: the spec, the evidence, a policy or the admission policies have changed since, so approve again"
         ));
     }
     if is_machine(user) {

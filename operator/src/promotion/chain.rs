@@ -11,7 +11,8 @@ use super::approvals::{Tally, tally};
 use super::gates::{self, Judged};
 use super::observed::Observed;
 use super::policy::{self, Demand};
-use super::{phase, request, source};
+use super::request::{self, Basis};
+use super::{phase, source};
 use crate::evidence::dsse::Verified;
 use crate::status::{Conditions, Standing, Truth};
 use crate::targets::Problem;
@@ -100,17 +101,25 @@ impl<'a> Reading<'a> {
         CHAIN.iter().map(|gate| (gate, (gate.judge)(self))).collect()
     }
 
-    /// Rejections on record, and those that are new. While the guard is down nothing new is believed.
+    /// Rejections on record, and those of the present request that are new. While the guard is down nothing new is believed.
     pub fn rejected(&self) -> Vec<RefusedDigest> {
+        match &self.request {
+            Some(request) => self.rejected_of(&request.digest),
+            None => self.observed.promotion.status.clone().unwrap_or_default().rejected,
+        }
+    }
+
+    /// The same, with those of request `digest`.
+    pub fn rejected_of(&self, digest: &str) -> Vec<RefusedDigest> {
         let mut all = self.observed.promotion.status.clone().unwrap_or_default().rejected;
-        let Some(request) = self.request.as_ref().filter(|_| self.observed.guard_in_force) else {
+        if self.observed.guard.is_none() {
             return all;
-        };
-        if let Some(rejection) = self.tally.rejections.first()
-            && !all.iter().any(|refused| refused.digest == request.digest)
+        }
+        if let Some(rejection) = tally(&self.observed.promotion, digest, &[]).rejections.first()
+            && !all.iter().any(|refused| refused.digest == digest)
         {
             let refused = RefusedDigest {
-                digest: request.digest.clone(),
+                digest: digest.to_owned(),
                 by: format!("{} ({})", rejection.user, rejection.role),
                 reason: rejection.reason.clone(),
                 at: self.now.to_string(),
@@ -127,7 +136,14 @@ fn requested(observed: &Observed, verified: &Verified, demand: &Demand, now: Tim
     let promotion = &observed.promotion;
     let candidate = source::candidate(promotion, observed.optimization.as_ref()).ok()?;
     let policy_digest = demand.digest.to_string();
-    let digest = request::digest(promotion, verified.digest.as_str(), &demand.tier, &policy_digest)?.to_string();
+    let guard_epoch = observed.epoch()?;
+    let basis = Basis {
+        evidence_digest: verified.digest.as_str(),
+        tier: &demand.tier,
+        policy_digest: &policy_digest,
+        guard_epoch,
+    };
+    let digest = request::digest(promotion, basis)?.to_string();
     let former = promotion.status.as_ref().and_then(|status| status.request.as_ref());
     let since = former
         .filter(|former| former.digest == digest && !former.since.is_empty())
@@ -138,6 +154,7 @@ fn requested(observed: &Observed, verified: &Verified, demand: &Demand, now: Tim
         artifact: candidate.artifact.clone()?,
         evidence: candidate.evidence.clone()?,
         tier: demand.tier.clone(),
+        guard_epoch: guard_epoch.to_owned(),
         policy_digest,
         required: demand.required.clone(),
         since,

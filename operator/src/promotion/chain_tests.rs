@@ -6,7 +6,7 @@ use assayer_crds::names::{REJECT, REJECTED_BY, RERUN};
 use assayer_crds::promotion::AttemptStatus;
 
 use super::*;
-use crate::promotion::fixtures::{approve, now, observed, revoke};
+use crate::promotion::fixtures::{EPOCH, approve, now, observed, revoke};
 use crate::promotion::observed::{DECIDING, EvidenceReading, PROGRESSING};
 
 /// Everything in place, and approved.
@@ -15,6 +15,12 @@ fn ready() -> Observed {
     let digest = Reading::new(&observed, now()).request.unwrap().digest;
     approve(&mut observed.promotion, "security", "bob", &digest);
     observed
+}
+
+/// The request is in the status already.
+fn asked(observed: &mut Observed) {
+    let request = Reading::new(observed, now()).request;
+    observed.promotion.status.get_or_insert_default().request = request;
 }
 
 fn closed(observed: &Observed) -> Vec<&'static str> {
@@ -183,7 +189,7 @@ fn each_defect_of_sign_off_and_target_closes_its_gate() {
             REJECTED,
         ),
         (|o| o.promotion.metadata.uid = None, reasons::INVALID_SPEC, FAILED),
-        (|o| o.guard_in_force = false, reasons::GUARD_DOWN, VERIFYING),
+        (|o| o.guard = None, reasons::GUARD_DOWN, VERIFYING),
         (reject, reasons::REJECTED_BY_PEOPLE, REJECTED),
         (rolled_back, reasons::PREVIOUSLY_ROLLED_BACK, ROLLED_BACK),
         (
@@ -215,7 +221,8 @@ fn each_defect_of_sign_off_and_target_closes_its_gate() {
 fn every_closed_gate_is_reported() {
     let mut observed = observed();
     observed.deployment = None;
-    observed.guard_in_force = false;
+    asked(&mut observed);
+    observed.guard = None;
     let reading = Reading::new(&observed, now());
     let problem = first_closed(&reading.judge()).unwrap();
     assert_eq!(problem.reason, reasons::GUARD_DOWN);
@@ -270,13 +277,59 @@ fn the_older_decision_goes_first_and_a_writer_is_never_overtaken() {
 fn a_rejection_is_not_believed_while_the_guard_is_down_and_is_remembered_after() {
     let mut observed = ready();
     reject(&mut observed);
-    observed.guard_in_force = false;
+    asked(&mut observed);
+    observed.guard = None;
     assert!(Reading::new(&observed, now()).rejected().is_empty());
-    observed.guard_in_force = true;
+    observed.guard = Some(EPOCH.to_owned());
     let remembered = Reading::new(&observed, now()).rejected();
     assert_eq!(remembered[0].by, "carl (security)");
     // The annotation may go: the digest stays refused.
     revoke(&mut observed.promotion, "security");
     observed.promotion.status.get_or_insert_default().rejected = remembered;
     assert!(closed(&observed).contains(&reasons::REJECTED_BY_PEOPLE));
+}
+
+#[test]
+fn what_was_said_in_another_epoch_does_not_count() {
+    let mut observed = ready();
+    assert_eq!(closed(&observed), [""; 0]);
+    reject(&mut observed);
+    asked(&mut observed);
+    // The policies are away: what is asked stays the same question, and nobody is believed.
+    observed.guard = None;
+    let before = Reading::new(&observed, now());
+    assert_eq!(before.request, observed.promotion.status.as_ref().unwrap().request);
+    assert!(closed(&observed).contains(&reasons::GUARD_DOWN));
+    // They are back: neither the yes nor the no of before counts, and the approver is told.
+    observed.guard = Some("epoch-2".to_owned());
+    let after = Reading::new(&observed, now());
+    assert_ne!(
+        after.request.as_ref().map(|r| &r.digest),
+        observed
+            .promotion
+            .status
+            .as_ref()
+            .unwrap()
+            .request
+            .as_ref()
+            .map(|r| &r.digest)
+    );
+    assert!(after.rejected().is_empty());
+    let problem = first_closed(&after.judge()).unwrap();
+    assert_eq!(problem.reason, reasons::APPROVAL_MISSING);
+    assert!(
+        problem.message.contains("the admission policies have changed since")
+            && problem.message.contains("approve again"),
+        "{}",
+        problem.message
+    );
+}
+
+#[test]
+fn without_an_epoch_there_is_nothing_to_approve() {
+    let mut observed = observed();
+    observed.guard = None;
+    let reading = Reading::new(&observed, now());
+    assert_eq!(reading.request, None);
+    assert_eq!(first_closed(&reading.judge()).unwrap().reason, reasons::GUARD_DOWN);
 }

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use super::observed::{EvidenceReading, Observed};
 use crate::evidence::dsse::Verified;
 
+/// The guard's epoch.
+pub(crate) const EPOCH: &str = "epoch-1";
+
 /// When everything in the fixtures begins.
 pub(crate) fn now() -> Timestamp {
     "2026-11-20T12:00:00Z".parse().unwrap()
@@ -154,7 +157,7 @@ pub(crate) fn observed() -> Observed {
         deployment: Some(deployment()),
         pods: Vec::new(),
         others: Vec::new(),
-        guard_in_force: true,
+        guard: Some(EPOCH.to_owned()),
     }
 }
 

@@ -206,7 +206,7 @@ pub fn policy_found(reading: &Reading<'_>) -> Judged {
     match &reading.demand {
         None => Err(not_judged("verified evidence")),
         Some(Err(why)) => Err(closed(reasons::NO_POLICY, why.clone())),
-        Some(Ok(demand)) if reading.request.is_none() => Err(closed(
+        Some(Ok(demand)) if reading.request.is_none() && reading.observed.epoch().is_some() => Err(closed(
             reasons::INVALID_SPEC,
             format!("the request of tier {} can't be digested", demand.tier),
         )),
@@ -254,7 +254,7 @@ pub fn evidence_fresh(reading: &Reading<'_>) -> Judged {
 
 /// Forged approvals are known to be refused.
 pub fn guard_up(reading: &Reading<'_>) -> Judged {
-    if reading.observed.guard_in_force {
+    if reading.observed.guard.is_some() {
         return pass(reasons::GUARD_UP, "the admission policies are in force");
     }
     Err(closed(

@@ -36,8 +36,10 @@ use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 
+use crate::client::scoped;
 use crate::context::Context;
-use crate::error::{Class, Error};
+use crate::error::Error;
+use crate::unreadable;
 use turns::Turns;
 
 /// Promotions that are reconciled at once.
@@ -75,6 +77,7 @@ async fn promotions(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + Send
         .reflect(writer)
         .applied_objects();
     let (by_workload, by_source, by_policy) = (reader.clone(), reader.clone(), reader.clone());
+    let watching = Arc::clone(&ctx);
     let shared = Arc::new(Shared {
         ctx,
         turns: Turns::default(),
@@ -104,27 +107,16 @@ async fn promotions(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + Send
         )
         .with_config(Config::default().concurrency(CONCURRENCY))
         .graceful_shutdown_on(shutdown)
-        .run(reconcile, error_policy, shared)
-        .for_each(|outcome| async move {
-            match outcome {
-                Ok((object, action)) => tracing::debug!(%object, ?action, "reconciled"),
-                // Failures of reconcile itself were logged where their class is known; these are the watches'.
-                Err(kube::runtime::controller::Error::ReconcilerFailed(..)) => {}
-                Err(error) => tracing::warn!(%error, "the controller of modelpromotions stumbled"),
-            }
+        .run(
+            reconcile,
+            |object, error, shared| shared.ctx.after(&ObjectRef::from_obj(&*object), error),
+            shared,
+        )
+        .for_each(|outcome| {
+            watching.heard(&outcome);
+            std::future::ready(())
         })
         .await;
-}
-
-fn scoped<K>(client: &kube::Client, namespace: Option<&str>) -> Api<K>
-where
-    K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
-    K::DynamicType: Default,
-{
-    match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    }
 }
 
 /// Promotions of `namespace` (or of all) whose spec `concerns` it.
@@ -145,11 +137,8 @@ fn matching(
 async fn reconcile(object: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, Error> {
     let reference = ObjectRef::from_obj(&*object);
     let namespace = reference.namespace.clone().unwrap_or_default();
-    let what = format!("modelpromotion {namespace}/{}", reference.name);
-    let ctx = &shared.ctx;
     let work = Box::pin(one(&shared, &namespace, &reference.name));
-    let next = ctx.timed("modelpromotion", &what, work).await?;
-    ctx.backoff.succeeded(&what);
+    let next = shared.ctx.timed(&reference, work).await?;
     Ok(match next {
         plan::Next::AwaitChange => Action::await_change(),
         plan::Next::Now => Action::requeue(Duration::ZERO),
@@ -160,13 +149,13 @@ async fn reconcile(object: Arc<Guarded>, shared: Arc<Shared>) -> Result<Action, 
 /// The cache only says which object; what is decided on is read live.
 async fn one(shared: &Shared, namespace: &str, name: &str) -> Result<plan::Next, Error> {
     let ctx = &shared.ctx;
-    let Some(named) = observe::promotion(ctx, namespace, name).await? else {
+    let Some(named) = unreadable::read::<ModelPromotion>(ctx, Some(namespace), name).await? else {
         return Ok(plan::Next::AwaitChange);
     };
     // The workload of a promotion never changes, so that its turn can be taken before it is read for good.
     let workload = format!("{namespace}/{}", named.spec.target.workload.name);
     let _turn = shared.turns.take(&workload).await;
-    let Some(promotion) = observe::promotion(ctx, namespace, name).await? else {
+    let Some(promotion) = unreadable::read::<ModelPromotion>(ctx, Some(namespace), name).await? else {
         return Ok(plan::Next::AwaitChange);
     };
     let observed = Box::pin(observe::observe(ctx, promotion)).await?;
@@ -174,32 +163,4 @@ async fn one(shared: &Shared, namespace: &str, name: &str) -> Result<plan::Next,
     let next = plan.next;
     apply::apply(ctx, &observed, plan).await?;
     Ok(next)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
-fn error_policy(object: Arc<Guarded>, error: &Error, shared: Arc<Shared>) -> Action {
-    let reference = ObjectRef::from_obj(&*object);
-    let namespace = reference.namespace.as_deref().unwrap_or_default();
-    let what = format!("modelpromotion {namespace}/{}", reference.name);
-    match error.class() {
-        Class::Conflict => Action::requeue(Duration::from_millis(50)),
-        Class::Transient => {
-            let delay = shared.ctx.backoff.failed(&what);
-            tracing::warn!(
-                object = what,
-                error = error.message(),
-                ?delay,
-                "reconcile failed and is tried again"
-            );
-            Action::requeue(delay)
-        }
-        Class::Terminal => {
-            tracing::error!(
-                object = what,
-                error = error.message(),
-                "reconcile failed and waits for a change"
-            );
-            Action::await_change()
-        }
-    }
 }

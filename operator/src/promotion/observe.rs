@@ -3,8 +3,6 @@
 //! Never decides, never writes, and never takes anything from a cache: approvals, evidence and the guard are read anew right before each
 //! step.
 
-use std::time::Duration;
-
 use assayer_crds::digest::Digest;
 use assayer_crds::{ModelOptimization, ModelPromotion, PromotionPolicy};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -15,39 +13,14 @@ use kube::core::{DeserializeGuard, Selector};
 
 use super::observed::{EvidenceReading, Observed, active};
 use super::source;
+use crate::client::limited;
 use crate::context::Context;
 use crate::error::Error;
 use crate::evidence::store;
+use crate::guard;
 
-/// Longest wait for one call.
-pub(super) const CALL_LIMIT: Duration = Duration::from_secs(20);
 /// Most pods that are looked at; trouble shows in the first ones.
 const PODS: u32 = 100;
-
-/// Waits for `call` as long as one call may take.
-pub(super) async fn limited<T>(what: &str, call: impl Future<Output = T>) -> Result<T, Error> {
-    tokio::time::timeout(CALL_LIMIT, call)
-        .await
-        .map_err(|_| Error::Timeout {
-            what: what.to_owned(),
-            limit: CALL_LIMIT,
-        })
-}
-
-/// Reads `promotion` itself; nothing when it is gone.
-pub(super) async fn promotion(ctx: &Context, namespace: &str, name: &str) -> Result<Option<ModelPromotion>, Error> {
-    let api: Api<DeserializeGuard<ModelPromotion>> = Api::namespaced(ctx.client.clone(), namespace);
-    let what = format!("modelpromotion {namespace}/{name}");
-    let found = limited(&what, api.get_opt(name)).await?.map_err(Error::read(&what))?;
-    found
-        .map(|guarded| {
-            guarded.0.map_err(|invalid| Error::Malformed {
-                what,
-                problem: invalid.error,
-            })
-        })
-        .transpose()
-}
 
 /// Reads what belongs to `promotion`.
 pub(super) async fn observe(ctx: &Context, promotion: ModelPromotion) -> Result<Observed, Error> {
@@ -78,7 +51,7 @@ pub(super) async fn observe(ctx: &Context, promotion: ModelPromotion) -> Result<
         others: others.0,
         unreadable_promotions: others.1,
         // Last of all, so that a guard that fell meanwhile closes the gates.
-        guard_in_force: ctx.guard.in_force(),
+        guard: reader.guard().await?,
     })
 }
 
@@ -119,6 +92,17 @@ impl Reader<'_> {
             .await?
             .map_err(Error::read(what))?;
         Ok(sorted(found.items))
+    }
+
+    /// The guard's epoch, if the policy that is there now is the very one that was seen to refuse.
+    async fn guard(&self) -> Result<Option<String>, Error> {
+        let guard = &self.ctx.guard;
+        if guard.not_needed() {
+            return Ok(Some(String::new()));
+        }
+        let present = guard::edition(&self.ctx.client).await?;
+        let present = present.filter(|present| guard.vouches_for(present));
+        Ok(present.map(|present| present.epoch(&self.ctx.key)))
     }
 
     /// Other promotions with the same workload.

@@ -36,8 +36,8 @@ pub struct Observed {
     pub others: Vec<ModelPromotion>,
     /// Names of promotions in the namespace that can't be read: they may work on any workload.
     pub unreadable_promotions: Vec<String>,
-    /// Whether forged approvals are known to be refused.
-    pub guard_in_force: bool,
+    /// The guard's epoch, while forged approvals are known to be refused; none while they are not.
+    pub guard: Option<String>,
 }
 
 /// What became of reading the evidence.
@@ -50,6 +50,9 @@ pub enum EvidenceReading {
     /// Its signature holds and its digest is the one in the optimization's status.
     Verified(Box<Verified>),
 }
+
+/// Longest rerun token that tells reruns apart, in bytes.
+const MAX_TOKEN: usize = 253;
 
 /// States of an attempt that still changes the workload or is about to.
 pub const DECIDING: &str = "Deciding";
@@ -79,9 +82,19 @@ pub fn active(promotion: &ModelPromotion) -> Option<&AttemptStatus> {
         .filter(|attempt| is_active(attempt))
 }
 
+impl Observed {
+    /// The guard's epoch, or while it is down the one in which the request was last put: what is asked stays the same question.
+    pub fn epoch(&self) -> Option<&str> {
+        let status = self.promotion.status.as_ref();
+        let asked = status.and_then(|status| status.request.as_ref());
+        self.guard.as_deref().or_else(|| Some(asked?.guard_epoch.as_str()))
+    }
+}
+
 /// The token of a rerun that was asked for and not acted upon yet.
 pub fn rerun(promotion: &ModelPromotion) -> Option<&str> {
-    let token = promotion.annotations().get(RERUN).map(String::as_str)?;
+    let token = promotion.annotations().get(RERUN)?;
+    let token = token.split_at(token.floor_char_boundary(MAX_TOKEN)).0;
     let done = promotion.status.as_ref().and_then(|status| status.rerun.as_deref());
     (!token.is_empty() && done != Some(token)).then_some(token)
 }

@@ -3,7 +3,6 @@
 //! What a policy asks is decided at each promotion, from a live read; this only tells its author early that it can't be read.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use assayer_crds::conditions::{INVALID_SPEC, POLICY_ACCEPTED};
 use assayer_crds::digest::Digest;
@@ -19,10 +18,12 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use serde::Serialize;
 
-use super::{observe, policy};
+use super::policy;
+use crate::client::limited;
 use crate::context::Context;
-use crate::error::{Class, Error};
+use crate::error::Error;
 use crate::status::{Conditions, Standing};
+use crate::unreadable;
 
 type Guarded = DeserializeGuard<PromotionPolicy>;
 
@@ -42,15 +43,18 @@ pub(super) async fn run(ctx: Arc<Context>, shutdown: impl Future<Output = ()> + 
         .default_backoff()
         .reflect(writer)
         .applied_objects();
+    let watching = Arc::clone(&ctx);
     Controller::for_stream(stream, reader)
         .with_config(Config::default().concurrency(1))
         .graceful_shutdown_on(shutdown)
-        .run(reconcile, error_policy, ctx)
-        .for_each(|outcome| async move {
-            match outcome {
-                Ok(_) | Err(kube::runtime::controller::Error::ReconcilerFailed(..)) => {}
-                Err(error) => tracing::warn!(%error, "the controller of promotionpolicies stumbled"),
-            }
+        .run(
+            reconcile,
+            |object, error, ctx| ctx.after(&ObjectRef::from_obj(&*object), error),
+            ctx,
+        )
+        .for_each(|outcome| {
+            watching.heard(&outcome);
+            std::future::ready(())
         })
         .await;
 }
@@ -87,24 +91,16 @@ fn problem(policy: &PromotionPolicy) -> Option<String> {
 }
 
 async fn reconcile(object: Arc<Guarded>, ctx: Arc<Context>) -> Result<Action, Error> {
-    let name = object.name_any();
-    let what = format!("promotionpolicy {name}");
-    ctx.timed("promotionpolicy", &name, one(&ctx, &name)).await?;
-    ctx.backoff.succeeded(&what);
+    let reference = ObjectRef::from_obj(&*object);
+    ctx.timed(&reference, one(&ctx, &reference.name)).await?;
     Ok(Action::await_change())
 }
 
 async fn one(ctx: &Context, name: &str) -> Result<(), Error> {
-    let api: Api<Guarded> = Api::all(ctx.client.clone());
     let what = format!("promotionpolicy {name}");
-    let found = observe::limited(&what, api.get_opt(name))
-        .await?
-        .map_err(Error::read(&what))?;
-    let Some(found) = found else { return Ok(()) };
-    let policy = found.0.map_err(|invalid| Error::Malformed {
-        what: what.clone(),
-        problem: invalid.error,
-    })?;
+    let Some(policy) = unreadable::read::<PromotionPolicy>(ctx, None, name).await? else {
+        return Ok(());
+    };
     let status = judged(&policy, ctx.clock.now());
     if policy.status.as_ref() == Some(&status) {
         return Ok(());
@@ -121,36 +117,10 @@ async fn one(ctx: &Context, name: &str) -> Result<(), Error> {
     };
     let policies: Api<PromotionPolicy> = Api::all(ctx.client.clone());
     let params = PatchParams::apply(names::FIELD_MANAGER).force();
-    match observe::limited(&what, policies.patch_status(name, &params, &Patch::Apply(&patch))).await? {
+    match limited(&what, policies.patch_status(name, &params, &Patch::Apply(&patch))).await? {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(Error::write(format!("status of {what}"))(error)),
-    }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the controller's signature")]
-fn error_policy(object: Arc<Guarded>, error: &Error, ctx: Arc<Context>) -> Action {
-    let what = format!("promotionpolicy {}", ObjectRef::from_obj(&*object).name);
-    match error.class() {
-        Class::Conflict => Action::requeue(Duration::from_millis(50)),
-        Class::Transient => {
-            let delay = ctx.backoff.failed(&what);
-            tracing::warn!(
-                object = what,
-                error = error.message(),
-                ?delay,
-                "reconcile failed and is tried again"
-            );
-            Action::requeue(delay)
-        }
-        Class::Terminal => {
-            tracing::error!(
-                object = what,
-                error = error.message(),
-                "reconcile failed and waits for a change"
-            );
-            Action::await_change()
-        }
     }
 }
 

@@ -14,6 +14,11 @@ use kube::ResourceExt as _;
 use kube::core::{Selector, SelectorExt as _};
 use serde::Serialize;
 
+/// Most policies that may select one namespace, and most approvals that they may ask for together: status has to keep them all.
+pub const MAX_POLICIES: usize = 16;
+/// Most approvals that one request may need.
+pub const MAX_APPROVALS: u32 = 32;
+
 /// What all policies of the namespace ask together for one change.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Demand {
@@ -112,6 +117,12 @@ pub fn demand(
         }
     }
     applying.sort_by_key(|policy| policy.name_any());
+    if applying.len() > MAX_POLICIES {
+        return Err(format!(
+            "{} PromotionPolicies select this namespace, at most {MAX_POLICIES} may: join them, or narrow their namespaceSelector",
+            applying.len()
+        ));
+    }
     if applying.is_empty() {
         return Err(
             "no PromotionPolicy selects this namespace: create one whose namespaceSelector matches its labels"
@@ -144,6 +155,14 @@ fn together(applying: &[&PromotionPolicy], tiers: &[(&Tier, f64)]) -> Result<Dem
     for approval in tiers.iter().flat_map(|(tier, _)| &tier.approvals) {
         let count = roles.entry(&approval.role).or_default();
         *count = approval.count.max(*count);
+    }
+    let people: u32 = roles.values().sum();
+    if people > MAX_APPROVALS {
+        let names: Vec<_> = applying.iter().map(|policy| policy.name_any()).collect();
+        return Err(format!(
+            "PromotionPolicy {} together ask for {people} approvals, at most {MAX_APPROVALS} may be asked for: lower a count",
+            names.join(", ")
+        ));
     }
     let mut names: Vec<&str> = tiers.iter().map(|(tier, _)| tier.name.as_str()).collect();
     names.dedup();
@@ -287,6 +306,20 @@ mod tests {
         assert_eq!(required, [("ml", 1), ("security", 2)]);
         assert_eq!((demand.max_age, demand.max_age_text.as_str()), (43_200.0, "12h"));
         assert_eq!(demand.policies, ["a", "b"]);
+    }
+
+    #[test]
+    fn more_than_status_can_keep_is_refused() {
+        let wide = |name: &str, roles: [&str; 4]| {
+            let approvals: Vec<_> = roles.iter().map(|role| json!({"role": role, "count": 9})).collect();
+            policy(name, json!({}), json!([{"name": "all", "approvals": approvals}]))
+        };
+        let problem = demand(&[wide("a", ["a", "b", "c", "d"])], &labels(), &[]).unwrap_err();
+        assert!(problem.contains("ask for 36 approvals, at most 32"), "{problem}");
+        let many: Vec<_> = (0..17).map(|n| policy(&format!("p{n}"), json!({}), tiers())).collect();
+        let problem = demand(&many, &labels(), &[]).unwrap_err();
+        assert!(problem.contains("17 PromotionPolicies"), "{problem}");
+        assert!(demand(&many[..16], &labels(), &[]).is_ok());
     }
 
     #[test]

@@ -14,6 +14,9 @@ use serde::Serialize;
 use super::fields::{below, field, keeper, name_in, named, ours, owned_by_us};
 use super::{Problem, Rollout, field_of};
 
+/// Longest former value that can be kept in a status.
+const MAX_FORMER: usize = 2_048;
+
 /// A server-side apply of delivered fields only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Patch {
@@ -156,6 +159,13 @@ pub fn preflight(deployment: &Deployment, delivery: &Delivery) -> Result<Option<
             ));
         }
     }
+    let former = value(deployment, delivery);
+    if let Some(length) = former.as_ref().map(String::len).filter(|length| *length > MAX_FORMER) {
+        let field = field_of(delivery);
+        return Err(Problem::invalid(format!(
+            "Deployment {name}, {field} holds {length} bytes, at most {MAX_FORMER} can be kept for going back: shorten it"
+        )));
+    }
     if let Some(path) = path(deployment, delivery)
         && let Some((manager, operation)) = keeper(&deployment.metadata, &path)
     {
@@ -169,7 +179,7 @@ pub fn preflight(deployment: &Deployment, delivery: &Delivery) -> Result<Option<
             "Deployment {name}, {field} is set by `{manager}` ({operation}), which would put its own value back: {way_out} and apply it again"
         )));
     }
-    Ok(value(deployment, delivery))
+    Ok(former)
 }
 
 fn check_volume(name: &str, pod: &PodSpec, wanted: &str) -> Result<(), Problem> {
@@ -356,7 +366,12 @@ fn delivered(deployment: &Deployment, pod: &PodSpec) -> Vec<(Delivery, String)> 
         .collect()
 }
 
-/// How far the rollout is that began at `generation`. Source: `kubectl rollout status`.
+/// Whether nothing shall run.
+pub fn idle(deployment: &Deployment) -> bool {
+    deployment.spec.as_ref().and_then(|spec| spec.replicas) == Some(0)
+}
+
+/// How far the rollout is that began at `generation`. Source: `kubectl rollout status`, except that nothing is complete without a pod.
 pub fn rollout(deployment: &Deployment, generation: i64) -> Rollout {
     let name = deployment.name_any();
     let generation = deployment.metadata.generation.unwrap_or_default().max(generation);
@@ -387,6 +402,12 @@ pub fn rollout(deployment: &Deployment, generation: i64) -> Rollout {
         format!("{} old replicas are still there", total - updated)
     } else if available < updated {
         format!("{available} of {updated} updated replicas are available")
+    } else if available < 1 {
+        return Rollout::Idle {
+            message: format!(
+                "Deployment {name} is scaled to 0, so no pod runs the model yet: kubectl scale deployment/{name} --replicas=1"
+            ),
+        };
     } else {
         return Rollout::Complete {
             message: format!("{available} of {wanted} replicas are updated and available"),

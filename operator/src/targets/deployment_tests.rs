@@ -119,6 +119,18 @@ fn preflight_names_what_is_wrong_and_what_is_there() {
             "set by `kubectl-client-side-apply` (Update)",
         ),
         (
+            deployment(|d| {
+                let value = "x".repeat(2_049);
+                template(
+                    d,
+                    "containers",
+                    json!([{"name": "server", "env": [{"name": "M", "value": value}]}]),
+                );
+            }),
+            by_env("server", "M"),
+            "holds 2049 bytes, at most 2048",
+        ),
+        (
             deployment(|_| ()),
             Delivery {
                 image_volume: None,
@@ -214,10 +226,26 @@ fn rollouts_are_judged_as_kubectl_does() {
     for (raw, expected) in cases {
         let found = match rollout(&status(raw.clone()), 3) {
             Rollout::Complete { .. } => "complete".to_owned(),
+            Rollout::Idle { message } => format!("idle: {message}"),
             Rollout::Stuck { message } => format!("stuck: {message}"),
             Rollout::Progressing { message } => message,
         };
         assert!(found.contains(expected), "{raw}: {found} should say {expected}");
     }
     assert!(matches!(rollout(&deployment(|_| ()), 4), Rollout::Progressing { .. }));
+}
+
+#[test]
+fn nothing_is_complete_before_a_pod_runs_it() {
+    let scaled = |status: Value| {
+        deployment(|d| {
+            d["spec"]["replicas"] = json!(0);
+            d["status"] = status.clone();
+        })
+    };
+    let none = scaled(json!({"observedGeneration": 3}));
+    assert!(idle(&none) && matches!(rollout(&none, 3), Rollout::Idle { .. }));
+    let old = scaled(json!({"observedGeneration": 3, "replicas": 2, "updatedReplicas": 0, "availableReplicas": 2}));
+    assert!(matches!(rollout(&old, 3), Rollout::Progressing { .. }));
+    assert!(!idle(&deployment(|_| ())));
 }

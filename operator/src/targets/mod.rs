@@ -31,9 +31,14 @@ impl Problem {
 /// How far a workload's rollout is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rollout {
-    /// Every replica runs the present template and is available.
+    /// Every replica runs the present template and is available; there is at least one.
     Complete {
         /// Replicas against wish.
+        message: String,
+    },
+    /// It is complete, and nothing runs: the workload is scaled to 0.
+    Idle {
+        /// What is waited for.
         message: String,
     },
     /// It goes on.

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use assayer_crds::{ModelPromotion, names};
+use kube::CustomResourceExt as _;
 use kube::api::PostParams;
 use serde_json::{Value, json};
 
@@ -383,5 +384,23 @@ async fn lies_that_the_cluster_puts_right(scene: &Scene) -> Result<()> {
         .create(&PostParams::default(), &serde_json::from_value(manifest)?)
         .await?;
     ensure!(annotations(&made)[names::REQUESTED_BY] == "rita");
+    Ok(())
+}
+
+/// A field that the spec gains later must make its author the requester, too. Only `suspend` says when and not what.
+#[test]
+fn every_field_of_a_request_makes_a_requester() -> Result<()> {
+    let definition = ModelPromotion::crd();
+    let schema = definition.spec.versions[0].schema.as_ref().context("no schema")?;
+    let root = schema.open_api_v3_schema.as_ref().context("no schema")?;
+    let fields = root.properties.as_ref().and_then(|all| all["spec"].properties.as_ref());
+    for policy in ["approvals", "stamps"] {
+        let text =
+            std::fs::read_to_string(crate::installed::chart().join(format!("templates/policies/{policy}.yaml")))?;
+        for field in fields.context("no fields")?.keys().filter(|field| *field != "suspend") {
+            let compared = format!("object.spec.{field} != oldObject.spec.{field}");
+            ensure!(text.contains(&compared), "policies/{policy}.yaml lacks `{compared}`");
+        }
+    }
     Ok(())
 }

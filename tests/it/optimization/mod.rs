@@ -40,10 +40,15 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Result<Self> {
+        Self::start_with(true).await
+    }
+
+    /// The same, with or without whoever runs Jobs and collects garbage.
+    async fn start_with(controller_manager: bool) -> Result<Self> {
         // Another test of this process may have been first: the provider is the same.
         let _same = rustls::crypto::ring::default_provider().install_default();
         let options = ControlPlaneOptions {
-            controller_manager: true,
+            controller_manager,
             ..ControlPlaneOptions::default()
         };
         let installed = Installed::start_with(&options, &[]).await?;
@@ -258,6 +263,28 @@ async fn runs_to_the_end_again_and_leaves_nothing_behind() -> Result<()> {
         .list(&ListParams::default().labels(names::EVIDENCE))
         .await?;
     ensure!(evidence.items.len() >= 2);
+    scene.end().await
+}
+
+/// Nobody collects garbage here: what goes, the operator deletes.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_what_is_deleted_go_at_once() -> Result<()> {
+    let scene = Scene::start_with(false).await?;
+    for (namespace, how) in [
+        ("gone", DeleteParams::background()),
+        ("going", DeleteParams::foreground()),
+    ] {
+        let objects = scene.namespace(namespace).await?;
+        objects.create(&PostParams::default(), &optimization()?).await?;
+        let jobs = scene.api::<Job>(namespace);
+        eventually_all(&jobs, |_| true).await?;
+        objects.delete("magika", &how).await?;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !jobs.list(&ListParams::default()).await?.items.is_empty() {
+            ensure!(tokio::time::Instant::now() < deadline, "{namespace}: a Job stays");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
     scene.end().await
 }
 

@@ -1,7 +1,10 @@
 //! The promotion's controller against a real API server, with the chart's policies in force, the operator's own rights and real people;
 //! only the Deployment's controller is of paper.
 
+mod course;
+mod gap;
 mod scene;
+mod unreadable;
 
 use std::time::Duration;
 

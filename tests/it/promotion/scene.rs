@@ -26,7 +26,7 @@ pub(super) const WORKLOAD: &str = "scanner";
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) struct Scene {
-    installed: Installed,
+    pub(super) installed: Installed,
     pub(super) admin: Client,
     rita: Client,
     bob: Client,
@@ -193,13 +193,25 @@ impl Scene {
 
     /// Rita asks for the selected candidate of an optimization.
     pub(super) async fn promote(&self, name: &str, optimization: &str) -> Result<()> {
+        let delivery = json!({"imageVolume": {"volume": "model"}});
+        self.promote_into(name, optimization, WORKLOAD, delivery).await
+    }
+
+    /// The same, into a workload of that name.
+    pub(super) async fn promote_into(
+        &self,
+        name: &str,
+        optimization: &str,
+        workload: &str,
+        delivery: Value,
+    ) -> Result<()> {
         let promotion: ModelPromotion = serde_json::from_value(json!({
             "apiVersion": "assayer.dev/v1alpha1", "kind": "ModelPromotion", "metadata": {"name": name},
             "spec": {
                 "owner": {"group": "file-security", "contact": "x@example.com"},
                 "change": {"ticket": "CHG-1", "reason": "faster"},
                 "source": {"modelOptimization": {"name": optimization}},
-                "target": {"workload": {"apiVersion": "apps/v1", "kind": "Deployment", "name": WORKLOAD}, "delivery": {"imageVolume": {"volume": "model"}}}
+                "target": {"workload": {"apiVersion": "apps/v1", "kind": "Deployment", "name": workload}, "delivery": delivery}
             }
         }))?;
         self.promotions().create(&PostParams::default(), &promotion).await?;
@@ -226,16 +238,7 @@ impl Scene {
     /// Bob approves what the status asks for; returns how long it took until the workload was written.
     pub(super) async fn approve(&self, name: &str) -> Result<Duration> {
         let before = self.deployments().get(WORKLOAD).await?.metadata.generation;
-        let digest = self.status(name).await?.request.context("no request")?.digest;
-        let role = "security";
-        let patch = json!({"metadata": {"annotations": {
-            format!("{}{role}", names::APPROVE): digest,
-            format!("{}{role}", names::APPROVE_REASON): "numbers hold",
-        }}});
-        let promotions: Api<ModelPromotion> = Api::namespaced(self.bob.clone(), NAMESPACE);
-        promotions
-            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
-            .await?;
+        self.vote(name, names::APPROVE).await?;
         let approved = Instant::now();
         while self.deployments().get(WORKLOAD).await?.metadata.generation == before {
             ensure!(
@@ -246,6 +249,21 @@ impl Scene {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(approved.elapsed())
+    }
+
+    /// Bob says yes or no to what the status asks for.
+    pub(super) async fn vote(&self, name: &str, prefix: &str) -> Result<()> {
+        let digest = self.status(name).await?.request.context("no request")?.digest;
+        let role = "security";
+        let patch = json!({"metadata": {"annotations": {
+            format!("{prefix}{role}"): digest,
+            format!("{}{role}", names::APPROVE_REASON): "read the numbers",
+        }}});
+        let promotions: Api<ModelPromotion> = Api::namespaced(self.bob.clone(), NAMESPACE);
+        promotions
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        Ok(())
     }
 
     pub(super) async fn status(&self, name: &str) -> Result<ModelPromotionStatus> {

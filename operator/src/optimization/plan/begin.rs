@@ -17,6 +17,10 @@ use crate::events::Note;
 use crate::optimization::steps::{candidate_key, technique};
 use crate::status::{Conditions, Standing, Truth};
 
+/// Most pairs of candidate and environment, as the schema has it.
+pub(super) const MAX_MEASURED: usize = 128;
+/// Most pairs of candidate and gate, as the schema has it.
+pub(super) const MAX_VERDICTS: usize = 512;
 /// Earlier runs that are kept.
 const HISTORY: usize = 10;
 /// The conditions that every object has, beside Ready.
@@ -107,6 +111,7 @@ fn superseded(draft: &Draft<'_>) -> Option<&'static str> {
 /// The first thing that makes the spec impossible to carry out, with the field, the value and the way out.
 pub(super) fn invalid(spec: &ModelOptimizationSpec) -> Option<String> {
     empty(spec)
+        .or_else(|| too_many(spec))
         .or_else(|| duplicates(spec))
         .or_else(|| deadline(spec))
         .or_else(|| bad_stages(spec))
@@ -122,6 +127,21 @@ fn empty(spec: &ModelOptimizationSpec) -> Option<String> {
     ];
     let (field, _) = lists.iter().find(|(_, empty)| *empty)?;
     Some(format!("{field} is empty: name at least one"))
+}
+
+/// Status has an entry for each pair, and has to fit into the API server.
+fn too_many(spec: &ModelOptimizationSpec) -> Option<String> {
+    let candidates = spec.candidates.len();
+    let pairs = [
+        ("spec.environments", spec.environments.len(), MAX_MEASURED),
+        ("spec.gates", spec.gates.len(), MAX_VERDICTS),
+    ];
+    let (field, count, limit) = pairs
+        .into_iter()
+        .find(|(_, count, limit)| count.saturating_mul(candidates) > *limit)?;
+    Some(format!(
+        "spec.candidates times {field} is {candidates} times {count}, at most {limit}: split it into several ModelOptimizations"
+    ))
 }
 
 fn twice<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'a str> {

@@ -9,7 +9,7 @@ use assayer_crds::optimization::WorkStatus;
 use assayer_crds::{ModelOptimizationSpec, ModelOptimizationStatus};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Change, Next, Plan, SOON};
+use super::{Change, Next, Plan, SOON, bounds};
 use crate::events::Note;
 use crate::optimization::observed::{KeptReport, Observed};
 use crate::optimization::steps::{Run, Step};
@@ -122,7 +122,8 @@ impl<'a> Draft<'a> {
     }
 
     /// Closes the books. What was changed is looked at again soon, so that one plan does one thing at a time.
-    pub(super) fn finish(self, next: Next) -> Plan {
+    pub(super) fn finish(mut self, next: Next) -> Plan {
+        bounds::fit(&mut self.status);
         let moved = !self.changes.is_empty() || self.observed.object.status.as_ref() != Some(&self.status);
         let going = self.observed.object.metadata.deletion_timestamp.is_none();
         Plan {

@@ -235,7 +235,12 @@ fn a_running_worker_is_waited_for_and_a_deleted_object_left_alone() {
     world.object.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now));
     world.object.metadata.generation = Some(2);
     let plan = world.reconcile();
-    assert!(plan.changes.is_empty() && plan.next == super::Next::AwaitChange);
+    assert!(
+        matches!(&plan.changes[..], [super::Change::DeleteJob { name, .. }] if *name == job),
+        "{:?}",
+        plan.changes
+    );
+    assert_eq!(plan.next, super::Next::AwaitChange);
 }
 
 #[test]

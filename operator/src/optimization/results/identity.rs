@@ -30,6 +30,13 @@ pub(super) fn check(job: &Job, job_uid: &str, pod: &Pod) -> Result<(), Problem> 
     if !owned || job_uid.is_empty() {
         return Err(mismatch("the pod is not controlled by the Job"));
     }
+    // The admission policies that keep people out of worker pods go by this label.
+    if pod.labels().get(names::WORKER).map(String::as_str) != Some("true") {
+        return Err(mismatch(format_args!(
+            "the pod lacks the label {}: true",
+            names::WORKER
+        )));
+    }
     let template = job.spec.as_ref().map(|spec| &spec.template);
     let wanted_annotations = template
         .and_then(|t| t.metadata.as_ref())

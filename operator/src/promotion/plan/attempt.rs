@@ -4,8 +4,8 @@
 //! else has put there meanwhile.
 
 use assayer_crds::conditions::{
-    DRIFTED, LIVE, NOTHING_TO_RESTORE, ROLLED_BACK, ROLLED_OUT, ROLLOUT_COMPLETE, ROLLOUT_FAILED, ROLLOUT_STARTED,
-    SUPERSEDED, TARGET_BUSY, TARGET_NOT_FOUND,
+    DRIFTED, LIVE, NOTHING_TO_RESTORE, REJECTED_BY_PEOPLE, ROLLED_BACK, ROLLED_OUT, ROLLOUT_COMPLETE, ROLLOUT_FAILED,
+    ROLLOUT_STARTED, SUPERSEDED, TARGET_BUSY, TARGET_NOT_FOUND,
 };
 use assayer_crds::promotion::{AttemptStatus, Delivery, RefusedDigest};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -58,7 +58,7 @@ pub(super) fn go_on(draft: &mut Draft<'_>, reading: &Reading<'_>) -> bool {
     draft.next = Next::After(QUICK);
     match course.attempt.state.as_str() {
         DECIDING => decided(draft, reading, course),
-        PROGRESSING => progressing(draft, course),
+        PROGRESSING => progressing(draft, reading, course),
         _ => rolling_back(draft, course),
     }
 }
@@ -138,7 +138,7 @@ fn watch(draft: &mut Draft<'_>, mut attempt: AttemptStatus, state: &str, generat
     true
 }
 
-fn progressing(draft: &mut Draft<'_>, course: Course<'_>) -> bool {
+fn progressing(draft: &mut Draft<'_>, reading: &Reading<'_>, course: Course<'_>) -> bool {
     let name = course.workload.name_any();
     if course.current.as_ref() != Some(&course.wanted) {
         let message = format!(
@@ -147,11 +147,20 @@ fn progressing(draft: &mut Draft<'_>, course: Course<'_>) -> bool {
         );
         return end(draft, course.attempt, FAILED, DRIFTED, &message);
     }
+    let rejected = reading.rejected_of(&course.attempt.request_digest);
+    if let Some(no) = rejected
+        .iter()
+        .find(|no| no.digest == course.attempt.request_digest)
+        .cloned()
+    {
+        draft.status.rejected = rejected;
+        return go_back(draft, course, &said_no(&no));
+    }
     let problems = pods::problems(&draft.observed.pods, &course.wanted);
     let trouble = problems.first();
     match deployment::rollout(course.workload, course.attempt.workload_generation.unwrap_or_default()) {
         Rollout::Complete { message } => complete(draft, course.attempt, &message),
-        Rollout::Progressing { message } => {
+        Rollout::Idle { message } | Rollout::Progressing { message } => {
             let (reason, message) = match trouble {
                 Some(trouble) => (ROLLOUT_STARTED, format!("{message}; {}", trouble.message)),
                 None => (ROLLOUT_STARTED, message),
@@ -193,7 +202,20 @@ fn complete(draft: &mut Draft<'_>, mut attempt: AttemptStatus, message: &str) ->
     true
 }
 
-/// The rollout does not complete: the digest is remembered, and the former value is restored where there is one.
+/// Somebody rejected the request while it was being carried out.
+fn said_no(no: &RefusedDigest) -> Problem {
+    let why = if no.reason.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", no.reason)
+    };
+    Problem {
+        reason: REJECTED_BY_PEOPLE,
+        message: format!("{} rejected the request during the roll-out{why}", no.by),
+    }
+}
+
+/// The rollout does not complete: the artifact's digest is remembered, and the former value is restored where there is one.
 fn stuck(draft: &mut Draft<'_>, course: Course<'_>, problem: &Problem) -> bool {
     let digest = course.attempt.artifact.artifact_digest.clone();
     draft.status.rolled_back.retain(|refused| refused.digest != digest);
@@ -207,6 +229,11 @@ fn stuck(draft: &mut Draft<'_>, course: Course<'_>, problem: &Problem) -> bool {
         },
     );
     draft.status.rolled_back.truncate(32);
+    go_back(draft, course, problem)
+}
+
+/// Stops and restores the former value where there is one.
+fn go_back(draft: &mut Draft<'_>, course: Course<'_>, problem: &Problem) -> bool {
     let mut attempt = course.attempt;
     let Some(former) = attempt.former_value.clone().filter(|former| *former != course.wanted) else {
         let message = format!(
@@ -220,10 +247,19 @@ fn stuck(draft: &mut Draft<'_>, course: Course<'_>, problem: &Problem) -> bool {
     problem.message.clone_into(&mut attempt.message);
     let message = format!("going back to {former}{}: {}", unapproved(&attempt), problem.message);
     draft.conditions.set(ROLLED_OUT, Truth::False, problem.reason, &message);
-    draft.settle(phase::PROGRESSING, ROLLOUT_FAILED, message);
+    draft.settle(phase::PROGRESSING, going_back_because(problem.reason), message);
     draft.status.attempt = Some(attempt);
     draft.next = Next::Now;
     true
+}
+
+/// Ready says why a roll-out is taken back: a person, or the rollout itself.
+fn going_back_because(reason: &'static str) -> &'static str {
+    if reason == REJECTED_BY_PEOPLE {
+        REJECTED_BY_PEOPLE
+    } else {
+        ROLLOUT_FAILED
+    }
 }
 
 fn unapproved(attempt: &AttemptStatus) -> &'static str {
@@ -261,7 +297,7 @@ fn rolling_back(draft: &mut Draft<'_>, course: Course<'_>) -> bool {
     }
     let cause = course.attempt.message.clone();
     match deployment::rollout(course.workload, course.attempt.workload_generation.unwrap_or_default()) {
-        Rollout::Complete { .. } => {
+        Rollout::Complete { .. } | Rollout::Idle { .. } => {
             let message = format!("went back to {former}{}: {cause}", unapproved(&course.attempt));
             end(draft, course.attempt, observed::ROLLED_BACK, ROLLED_BACK, &message)
         }
@@ -270,7 +306,13 @@ fn rolling_back(draft: &mut Draft<'_>, course: Course<'_>) -> bool {
                 "going back to {former}{}: {message}; because {cause}",
                 unapproved(&course.attempt)
             );
-            draft.settle(phase::PROGRESSING, ROLLOUT_FAILED, words);
+            let rejected = draft
+                .status
+                .rejected
+                .iter()
+                .any(|no| no.digest == course.attempt.request_digest);
+            let reason = if rejected { REJECTED_BY_PEOPLE } else { ROLLOUT_FAILED };
+            draft.settle(phase::PROGRESSING, reason, words);
             true
         }
         Rollout::Stuck { message } => {

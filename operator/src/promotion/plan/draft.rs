@@ -2,13 +2,15 @@
 //!
 //! Pure. Decides how a phase shows; never which phase it is.
 
-use assayer_crds::conditions::{APPROVED, EVIDENCE_VERIFIED, GATES_PASSED, PENDING, READY, ROLLED_OUT, ROLLOUT_FAILED};
+use assayer_crds::conditions::{
+    APPROVED, EVIDENCE_VERIFIED, GATES_PASSED, PENDING, READY, REJECTED_BY_PEOPLE, ROLLED_OUT, ROLLOUT_FAILED,
+};
 use assayer_crds::digest::Digest;
 use assayer_crds::promotion::{AttemptStatus, LiveStatus, ModelPromotionStatus, PromotionSummary};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{Change, Next, Plan, SLOW};
+use super::{Change, Next, Plan, SLOW, bounds};
 use crate::events::Note;
 use crate::promotion::observed::Observed;
 use crate::promotion::phase;
@@ -99,6 +101,7 @@ impl<'a> Draft<'a> {
                 .unwrap_or_default(),
         };
         status.conditions = self.conditions.into_list();
+        bounds::fit(status);
         let before = self.observed.promotion.status.clone().unwrap_or_default();
         let mut notes = transitions(&before, status);
         notes.extend(self.notes);
@@ -137,7 +140,8 @@ fn transitions(before: &ModelPromotionStatus, after: &ModelPromotionStatus) -> V
     else {
         return Vec::new();
     };
-    let warning = phase::standing(&after.phase) == Standing::Stalled || reason == ROLLOUT_FAILED;
+    let warning =
+        phase::standing(&after.phase) == Standing::Stalled || [ROLLOUT_FAILED, REJECTED_BY_PEOPLE].contains(&reason);
     let note = if warning { Note::warning } else { Note::normal };
     vec![note(reason, action(&after.phase), ready.message.clone())]
 }

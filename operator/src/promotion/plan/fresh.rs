@@ -6,7 +6,7 @@ use assayer_crds::conditions::{APPROVAL_REFUSED, APPROVED, ROLLED_OUT, ROLLOUT_S
 use assayer_crds::promotion::{ApprovalStatus, AttemptStatus, RefusedDigest, RequestStatus};
 
 use super::draft::Draft;
-use super::{Next, QUICK, settled};
+use super::{Next, QUICK, bounds, settled};
 use crate::events::Note;
 use crate::promotion::chain::{Reading, fill, first_closed};
 use crate::promotion::observed::{COMPLETE, DECIDING, Observed, rerun};
@@ -68,11 +68,16 @@ fn counted(draft: &Draft<'_>, reading: &Reading<'_>) -> Vec<ApprovalStatus> {
         .tally
         .counted
         .iter()
-        .map(|approval| ApprovalStatus {
-            role: approval.role.clone(),
-            user: approval.user.clone(),
-            reason: approval.reason.clone(),
-            at: seen(&approval.user, &approval.role).unwrap_or_else(|| draft.now.to_string()),
+        .map(|approval| {
+            let mut told = ApprovalStatus {
+                role: approval.role.clone(),
+                user: approval.user.clone(),
+                reason: approval.reason.clone(),
+                at: String::new(),
+            };
+            bounds::approval(&mut told);
+            told.at = seen(&told.user, &told.role).unwrap_or_else(|| draft.now.to_string());
+            told
         })
         .collect()
 }
@@ -121,6 +126,7 @@ fn decide(draft: &mut Draft<'_>, reading: &Reading<'_>, request: &RequestStatus)
         evidence: request.evidence.clone(),
         tier: request.tier.clone(),
         policy_digest: request.policy_digest.clone(),
+        guard_epoch: request.guard_epoch.clone(),
         owner: promotion.spec.owner.group.clone(),
         ticket: promotion.spec.change.ticket.clone(),
         reason: promotion.spec.change.reason.clone(),

@@ -5,6 +5,7 @@
 //! decision was recorded, and only if every gate passes at that reading too.
 
 mod attempt;
+mod bounds;
 mod draft;
 mod fresh;
 mod settled;

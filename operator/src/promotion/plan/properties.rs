@@ -15,7 +15,7 @@ enum Happening {
     Revoke,
     ApproveOwn,
     Edit(u8),
-    Guard(bool),
+    Guard(Option<u8>),
     Evidence(bool),
     Policy(bool),
     Suspend(bool),
@@ -34,7 +34,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Revoke),
         1 => Just(ApproveOwn),
         1 => (0u8..3).prop_map(Edit),
-        1 => any::<bool>().prop_map(Guard),
+        1 => proptest::option::of(0u8..3).prop_map(Guard),
         1 => any::<bool>().prop_map(Evidence),
         1 => any::<bool>().prop_map(Policy),
         1 => any::<bool>().prop_map(Suspend),
@@ -55,7 +55,7 @@ fn may_write(world: &World) -> bool {
         .as_ref()
         .and_then(|status| status.request.as_ref())
         .map(|request| &request.digest);
-    world.observed.guard_in_force
+    world.observed.guard.is_some()
         && matches!(world.observed.evidence, EvidenceReading::Verified(_))
         && !world.observed.policies.is_empty()
         && !promotion.spec.suspend
@@ -67,7 +67,11 @@ fn may_write(world: &World) -> bool {
             .status
             .as_ref()
             .and_then(|s| s.attempt.as_ref())
-            .is_some_and(|a| a.state == "Deciding" && a.ticket == promotion.spec.change.ticket)
+            .is_some_and(|a| {
+                a.state == "Deciding"
+                    && a.ticket == promotion.spec.change.ticket
+                    && Some(&a.guard_epoch) == world.observed.guard.as_ref()
+            })
 }
 
 fn happen(world: &mut World, happening: &Happening) {
@@ -113,7 +117,7 @@ fn happen(world: &mut World, happening: &Happening) {
             fixtures::approve(&mut world.observed.promotion, "security", "alice", &digest);
         }
         Happening::Edit(ticket) => world.edit(&format!("CHG-{ticket}")),
-        Happening::Guard(up) => world.observed.guard_in_force = *up,
+        Happening::Guard(epoch) => world.observed.guard = epoch.map(|epoch| format!("epoch-{epoch}")),
         Happening::Evidence(good) => {
             world.observed.evidence = if *good {
                 EvidenceReading::Verified(Box::new(fixtures::verified()))
@@ -153,7 +157,7 @@ proptest! {
         for happening in &happenings {
             happen(&mut world, happening);
         }
-        for good in [Happening::Guard(true), Happening::Evidence(true), Happening::Policy(true), Happening::Suspend(false)] {
+        for good in [Happening::Guard(Some(0)), Happening::Evidence(true), Happening::Policy(true), Happening::Suspend(false)] {
             happen(&mut world, &good);
         }
         for round in 0..4 {

@@ -4,8 +4,9 @@
 
 use assayer_crds::ModelPromotion;
 use assayer_crds::conditions::{
-    APPROVED, APPROVED_BY_PEOPLE, DRIFTED, EVIDENCE_VERIFIED, GATES_HELD, GATES_PASSED, LIVE, NOT_NEEDED, ROLLED_BACK,
-    ROLLED_OUT, ROLLOUT_COMPLETE, ROLLOUT_FAILED, SUPERSEDED, TARGET_NOT_FOUND, VERIFIED,
+    APPROVED, APPROVED_BY_PEOPLE, DRIFTED, EVIDENCE_VERIFIED, GATES_HELD, GATES_PASSED, LIVE, NOT_NEEDED,
+    REJECTED_BY_PEOPLE, ROLLED_BACK, ROLLED_OUT, ROLLOUT_COMPLETE, ROLLOUT_FAILED, SUPERSEDED, TARGET_NOT_FOUND,
+    VERIFIED,
 };
 use assayer_crds::promotion::{AttemptStatus, Delivery, RequestStatus};
 use kube::ResourceExt as _;
@@ -14,7 +15,8 @@ use super::draft::{self, Draft};
 use super::{Next, QUICK};
 use crate::promotion::chain::Reading;
 use crate::promotion::observed::{self, COMPLETE, Observed, active, is_active, rerun};
-use crate::promotion::{gates, phase, request};
+use crate::promotion::request::{self, Basis};
+use crate::promotion::{gates, phase};
 use crate::status::Truth;
 use crate::targets::{deployment, value_of};
 
@@ -62,28 +64,30 @@ pub(super) fn stands(draft: &mut Draft<'_>, reading: &Reading<'_>) -> bool {
     true
 }
 
-/// Whether spec and evidence are those of the attempt. Policies may have changed since: they say what a new request needs.
+/// Whether spec and evidence are those of the attempt. Policies and the guard's epoch may have changed since: they say what a new request
+/// needs.
 fn same_request(observed: &Observed, reading: &Reading<'_>, attempt: &AttemptStatus) -> bool {
     let promotion = &observed.promotion;
     let asked = attempt.request_digest.as_str();
     // An attempt that was written under an older schema lacks what the request beside it still says.
     let request = promotion.status.as_ref().and_then(|status| status.request.as_ref());
-    let recorded = request.filter(|request| request.digest == asked).map(|request| {
-        let evidence = request.evidence.digest.as_str();
-        (evidence, request.tier.as_str(), request.policy_digest.as_str())
+    let recorded = request.filter(|request| request.digest == asked).map(|request| Basis {
+        evidence_digest: &request.evidence.digest,
+        tier: &request.tier,
+        policy_digest: &request.policy_digest,
+        guard_epoch: &request.guard_epoch,
     });
-    let attempted = (
-        attempt.evidence.digest.as_str(),
-        attempt.tier.as_str(),
-        attempt.policy_digest.as_str(),
-    );
+    let attempted = Basis {
+        evidence_digest: &attempt.evidence.digest,
+        tier: &attempt.tier,
+        policy_digest: &attempt.policy_digest,
+        guard_epoch: &attempt.guard_epoch,
+    };
     let said = reading.verified.as_ref().ok().map(|verified| verified.digest.as_str());
-    std::iter::once(attempted)
-        .chain(recorded)
-        .any(|(evidence, tier, policy)| {
-            let digest = request::digest(promotion, evidence, tier, policy);
-            digest.is_some_and(|digest| digest.as_str() == asked) && said.is_none_or(|said| said == evidence)
-        })
+    std::iter::once(attempted).chain(recorded).any(|basis| {
+        let digest = request::digest(promotion, basis);
+        digest.is_some_and(|digest| digest.as_str() == asked) && said.is_none_or(|said| said == basis.evidence_digest)
+    })
 }
 
 /// The request that was carried out; an edit that was taken back may have replaced it.
@@ -104,6 +108,7 @@ fn restore_request(draft: &mut Draft<'_>, attempt: &AttemptStatus) {
         evidence: attempt.evidence.clone(),
         tier: attempt.tier.clone(),
         policy_digest: attempt.policy_digest.clone(),
+        guard_epoch: attempt.guard_epoch.clone(),
         required: Vec::new(),
         since: attempt.started_at.clone(),
     });
@@ -124,6 +129,18 @@ fn describe(draft: &mut Draft<'_>, reading: &Reading<'_>, attempt: &AttemptStatu
     }
     let message = format!("the gates held for evidence {}", attempt.evidence.digest);
     draft.conditions.set(GATES_PASSED, Truth::True, GATES_HELD, message);
+    let rejected = draft
+        .status
+        .rejected
+        .iter()
+        .find(|no| no.digest == attempt.request_digest);
+    if let Some(no) = rejected.filter(|_| attempt.state != COMPLETE) {
+        let message = format!("{} rejected request {}", no.by, attempt.request_digest);
+        draft
+            .conditions
+            .set(APPROVED, Truth::False, REJECTED_BY_PEOPLE, message);
+        return;
+    }
     let people: Vec<_> = attempt
         .approvals
         .iter()
@@ -158,13 +175,14 @@ fn delivered(draft: &mut Draft<'_>, attempt: &AttemptStatus) {
             {
                 draft.status.live = Some(draft::live(attempt, draft.now));
             }
-            let message = format!(
-                "{} is live in Deployment {name}: {}",
-                attempt.candidate, attempt.message
-            );
-            draft
-                .conditions
-                .set(ROLLED_OUT, Truth::True, ROLLOUT_COMPLETE, &attempt.message);
+            let idle = draft.observed.deployment.as_ref().is_some_and(deployment::idle);
+            let words = if idle {
+                format!("{}; scaled to 0 since, so no pod runs it now", attempt.message)
+            } else {
+                attempt.message.clone()
+            };
+            let message = format!("{} is live in Deployment {name}: {words}", attempt.candidate);
+            draft.conditions.set(ROLLED_OUT, Truth::True, ROLLOUT_COMPLETE, words);
             draft.settle(phase::LIVE, LIVE, message);
         }
         Place::InBetween(other) => {

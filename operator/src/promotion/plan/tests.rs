@@ -6,6 +6,9 @@ mod world;
 #[path = "properties.rs"]
 mod properties;
 
+#[path = "said.rs"]
+mod said;
+
 use assayer_crds::conditions as reasons;
 use assayer_crds::names::RERUN;
 use assayer_crds::promotion::LiveStatus;
@@ -185,12 +188,13 @@ fn after_decision(edit: impl FnOnce(&mut World)) -> (World, Plan) {
 #[test]
 fn whatever_closes_between_decision_and_write_prevents_the_write() {
     type Edit = fn(&mut World);
-    let cases: [(Edit, &str); 9] = [
+    let cases: [(Edit, &str); 10] = [
         (
             |w| fixtures::revoke(&mut w.observed.promotion, "security"),
             reasons::APPROVAL_MISSING,
         ),
-        (|w| w.observed.guard_in_force = false, reasons::GUARD_DOWN),
+        (|w| w.observed.guard = None, reasons::GUARD_DOWN),
+        (|w| w.observed.guard = Some("epoch-2".into()), reasons::APPROVAL_MISSING),
         (
             |w| w.observed.evidence = EvidenceReading::Invalid("gone".into()),
             reasons::EVIDENCE_INVALID,

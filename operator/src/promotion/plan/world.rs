@@ -149,6 +149,16 @@ impl World {
         deployment.metadata.generation.unwrap()
     }
 
+    /// Somebody scales the Deployment, and its controller has followed down to 0.
+    pub(super) fn scale(&mut self, replicas: i32) {
+        let deployment = self.observed.deployment.as_mut().unwrap();
+        deployment.spec.as_mut().unwrap().replicas = Some(replicas);
+        deployment.metadata.generation = deployment.metadata.generation.map(|generation| generation + 1);
+        if replicas == 0 {
+            self.rollout(&json!({}));
+        }
+    }
+
     /// The Deployment's controller has rolled everything out.
     pub(super) fn rollout_completes(&mut self) {
         self.say("the Deployment's rollout completes");

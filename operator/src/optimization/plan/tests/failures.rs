@@ -12,7 +12,7 @@ use crate::optimization::world::{Fate, World, spec};
 /// Each failure of a step ends in its reason: on the condition, or, where it may pass, only after all attempts.
 #[test]
 fn every_failure_has_its_reason() {
-    let cases: [(Fate, &str, &str); 13] = [
+    let cases: [(Fate, &str, &str); 14] = [
         (Fate::RunsOutOfMemory, reasons::OUT_OF_MEMORY, "resources.limits.memory"),
         (Fate::TooLate, reasons::DEADLINE_EXCEEDED, "spec.run.deadline"),
         (Fate::Wordless(2), reasons::REPORT_INVALID, "left no report"),
@@ -22,6 +22,11 @@ fn every_failure_has_its_reason() {
             Fate::ExtraContainer,
             reasons::WORKER_IDENTITY_MISMATCH,
             "unknown container mesh",
+        ),
+        (
+            Fate::WithoutLabel,
+            reasons::WORKER_IDENTITY_MISMATCH,
+            "lacks the label assayer.dev/worker",
         ),
         (Fate::OtherImage, reasons::WORKER_IDENTITY_MISMATCH, "ran image"),
         (Fate::Tampered, reasons::REPORT_INVALID, "no line of the log"),
