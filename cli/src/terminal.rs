@@ -19,9 +19,14 @@ pub(crate) fn print(text: &str) {
     drop(writeln!(std::io::stdout().lock(), "{text}"));
 }
 
-/// Prints a line to stderr.
+/// Prints a line to stderr; a table in it that was coloured for stdout loses that where stderr takes none.
 pub(crate) fn note(text: &str) {
-    drop(writeln!(std::io::stderr().lock(), "{text}"));
+    let plain = if colours() {
+        text.into()
+    } else {
+        console::strip_ansi_codes(text)
+    };
+    drop(writeln!(std::io::stderr().lock(), "{plain}"));
 }
 
 /// Prints an error to stderr.
