@@ -22,8 +22,8 @@ use crate::installed::{IMAGE, Installed, SYSTEM, create_namespace, kubectl, yaml
 
 pub(super) const NAMESPACE: &str = "ml";
 pub(super) const WORKLOAD: &str = "scanner";
-/// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Longest wait for anything: the guard looks every 30 s, and the machine may be busy.
+const PATIENCE: Duration = Duration::from_mins(3);
 
 pub(super) struct Scene {
     pub(super) installed: Installed,

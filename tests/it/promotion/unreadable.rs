@@ -4,8 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 use assayer_crds::{ModelPromotion, PromotionPolicy};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
-use kube::{Client, Resource};
 use serde_json::{Value, json};
 
 use super::scene::{NAMESPACE, Scene, wait};

@@ -4,8 +4,8 @@
 //! else has put there meanwhile.
 
 use assayer_crds::conditions::{
-    DRIFTED, LIVE, NOTHING_TO_RESTORE, REJECTED_BY_PEOPLE, ROLLED_BACK, ROLLED_OUT, ROLLOUT_COMPLETE, ROLLOUT_FAILED,
-    ROLLOUT_STARTED, SUPERSEDED, TARGET_BUSY, TARGET_NOT_FOUND,
+    APPROVED, DRIFTED, LIVE, NOTHING_TO_RESTORE, REJECTED_BY_PEOPLE, ROLLED_BACK, ROLLED_OUT, ROLLOUT_COMPLETE,
+    ROLLOUT_FAILED, ROLLOUT_STARTED, SUPERSEDED, TARGET_BUSY, TARGET_NOT_FOUND,
 };
 use assayer_crds::promotion::{AttemptStatus, Delivery, RefusedDigest};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -154,6 +154,10 @@ fn progressing(draft: &mut Draft<'_>, reading: &Reading<'_>, course: Course<'_>)
         .cloned()
     {
         draft.status.rejected = rejected;
+        let message = format!("{} rejected request {}", no.by, no.digest);
+        draft
+            .conditions
+            .set(APPROVED, Truth::False, REJECTED_BY_PEOPLE, message);
         return go_back(draft, course, &said_no(&no));
     }
     let problems = pods::problems(&draft.observed.pods, &course.wanted);

@@ -29,8 +29,12 @@ fn a_rejection_during_the_rollout_stops_it_and_goes_back() {
     world.settle();
     assert_eq!(world.writes, [fixtures::reference(), FORMER.to_owned()]);
     assert_eq!(
-        (world.phase(), world.reason("Ready")),
-        (phase::PROGRESSING, reasons::REJECTED_BY_PEOPLE)
+        (world.phase(), world.reason("Ready"), world.reason("Approved")),
+        (
+            phase::PROGRESSING,
+            reasons::REJECTED_BY_PEOPLE,
+            reasons::REJECTED_BY_PEOPLE
+        )
     );
     world.rollout_completes();
     world.settle();
