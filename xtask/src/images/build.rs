@@ -35,11 +35,13 @@ pub enum Ours {
     Scanner,
 }
 
-/// Images by what they are.
+/// What one build of the workspace gave.
 #[derive(Debug, Clone)]
 pub struct Built {
     /// With the name of its repository.
     pub images: Vec<(Ours, Image)>,
+    /// The `assayer` program, which is in no image.
+    pub assayer: PathBuf,
 }
 
 impl Ours {
@@ -73,10 +75,12 @@ pub fn program(name: &str, progress: &Progress) -> Result<PathBuf> {
     let step = progress.step(format!("compile {name} with cargo"));
     let found = executables_of_the_workspace(&step)?;
     step.done("");
-    found
-        .get(name)
-        .cloned()
-        .with_context(|| format!("cargo built no program {name}"))
+    named(&found, name)
+}
+
+fn named(programs: &BTreeMap<String, PathBuf>, name: &str) -> Result<PathBuf> {
+    let found = programs.get(name).cloned();
+    found.with_context(|| format!("cargo built no program {name}"))
 }
 
 /// Builds the images `wanted`, from the source tree this program was built from.
@@ -92,10 +96,8 @@ pub fn build(wanted: &[Ours], progress: &Progress) -> Result<Built> {
     let mut images = Vec::new();
     for &ours in wanted {
         let (_, binary) = ours.package_and_binary();
-        let program = programs
-            .get(binary)
-            .with_context(|| format!("cargo built no program {binary}"))?;
-        images.push((ours, assemble(ours, program, &base, &runtime_layer)?));
+        let program = named(&programs, binary)?;
+        images.push((ours, assemble(ours, &program, &base, &runtime_layer)?));
     }
     step.done(
         images
@@ -104,7 +106,10 @@ pub fn build(wanted: &[Ours], progress: &Progress) -> Result<Built> {
             .collect::<Vec<_>>()
             .join(", "),
     );
-    Ok(Built { images })
+    Ok(Built {
+        images,
+        assayer: named(&programs, "assayer")?,
+    })
 }
 
 fn assemble(ours: Ours, program: &Path, base: &Layer, runtime: &Layer) -> Result<Image> {
