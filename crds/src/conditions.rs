@@ -75,7 +75,7 @@ reasons! {
     UNSCHEDULABLE = "Unschedulable";
     /// A container of the pod can't start: a Secret is missing, a volume can't be mounted, or the runtime refused it.
     POD_NOT_STARTED = "PodNotStarted";
-    /// A container ran out of memory.
+    /// A container, or the process with the model in it, ran out of memory; the message has the limit.
     OUT_OF_MEMORY = "OutOfMemory";
     /// The pod vanished before its result was taken: evicted, deleted, or its node was lost.
     POD_LOST = "PodLost";
@@ -185,7 +185,7 @@ reasons! {
     PROVIDER_UNAVAILABLE = "ProviderUnavailable";
     /// ONNX Runtime failed on a model that it should have run.
     RUNTIME_FAILED = "RuntimeFailed";
-    /// Memory or disk ran out.
+    /// Disk or a quota ran out.
     OUT_OF_RESOURCES = "OutOfResources";
     /// The deadline of a worker passed.
     DEADLINE_EXCEEDED = "DeadlineExceeded";

@@ -259,7 +259,9 @@ pub mod reasons {
     pub const PROVIDER_UNAVAILABLE: &str = "ProviderUnavailable";
     /// ONNX Runtime failed on a model that it should have run.
     pub const RUNTIME_FAILED: &str = "RuntimeFailed";
-    /// Memory or disk ran out.
+    /// A process was killed, or failed, for want of memory.
+    pub const OUT_OF_MEMORY: &str = "OutOfMemory";
+    /// Disk or a quota ran out.
     pub const OUT_OF_RESOURCES: &str = "OutOfResources";
     /// The plan's deadline passed.
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
@@ -288,6 +290,7 @@ pub mod reasons {
         CANDIDATE_BROKEN,
         PROVIDER_UNAVAILABLE,
         RUNTIME_FAILED,
+        OUT_OF_MEMORY,
         OUT_OF_RESOURCES,
         DEADLINE_EXCEEDED,
         STORAGE_UNAVAILABLE,

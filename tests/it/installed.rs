@@ -23,6 +23,8 @@ use xtask::{
     tools::go,
 };
 
+use crate::conformance;
+
 /// Where the operator lives.
 pub(crate) const SYSTEM: &str = "assayer-system";
 /// An image reference that the chart's schema accepts; nothing is ever pulled.
@@ -129,6 +131,18 @@ impl Installed {
         });
         let pod = serde_json::from_value(pod)?;
         Ok(pods.create(&PostParams::default(), &pod).await?)
+    }
+}
+
+impl Drop for Installed {
+    /// Whatever the test was about: what it leaves behind conforms to kstatus.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        if let Err(error) = conformance::check_blocking(self.control_plane.kubeconfig()) {
+            panic!("{error:#}");
+        }
     }
 }
 

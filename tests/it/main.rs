@@ -9,6 +9,7 @@
 mod admission;
 mod argocd;
 mod chart;
+mod conformance;
 mod crds;
 mod installed;
 mod inventory;

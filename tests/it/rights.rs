@@ -1,217 +1,200 @@
-//! The operator holds the rights that it uses and no other: every verb that the chart grants, with the place in the source that needs it.
+//! The operator holds the rights that it uses and no other: what the chart grants against what the API server saw being used.
+//!
+//! Decides nothing; the audit log of the journey's cluster does. A right that only rare paths use stands in [`RARE`], with the path.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fmt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    chart::{objects, root},
-    installed::render,
+    chart::objects,
+    installed::{SYSTEM, render},
 };
 
-/// Group and resource (with the one name that it is granted for), verbs, and the lines of `operator/src` that use them.
-type Use = (
-    &'static str,
-    &'static [&'static str],
-    &'static [(&'static str, &'static str)],
-);
+/// A verb on a resource, granted by a `ClusterRole` or by a `Role` in the operator's own namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Right {
+    by: &'static str,
+    group: String,
+    /// With the subresource, where there is one.
+    resource: String,
+    verb: String,
+}
 
-const EVERYWHERE: &[Use] = &[
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} {}/{}", self.by, self.verb, self.group, self.resource)
+    }
+}
+
+/// Account, verb, group and resource of what no ordinary day needs, and what does.
+const RARE: &[(&str, &str, &str, &str)] = &[
     (
-        "assayer.dev/modeloptimizations",
-        &["get", "list", "watch"],
-        &[
-            ("optimization/mod.rs", "watcher(objects,"),
-            ("promotion/mod.rs", "watcher(sources,"),
-        ],
-    ),
-    (
-        "assayer.dev/modelpromotions",
-        &["get", "list", "watch"],
-        &[
-            ("promotion/mod.rs", "watcher(objects,"),
-            ("unreadable.rs", "api.get_opt(name)"),
-        ],
-    ),
-    (
-        "assayer.dev/promotionpolicies",
-        &["get", "list", "watch"],
-        &[
-            ("promotion/mod.rs", "watcher(policies,"),
-            ("unreadable.rs", "api.get_opt(name)"),
-        ],
-    ),
-    (
-        "assayer.dev/modeloptimizations/status",
-        &["patch"],
-        &[("optimization/apply.rs", "patch_status(")],
-    ),
-    (
-        "assayer.dev/modelpromotions/status",
-        &["patch"],
-        &[("promotion/apply.rs", "patch_status(")],
-    ),
-    (
-        "assayer.dev/promotionpolicies/status",
-        &["patch"],
-        &[("promotion/policies.rs", "patch_status(")],
-    ),
-    (
+        "assayer-operator",
+        "get",
         "batch/jobs",
-        &["get", "list", "watch", "create", "patch", "delete"],
-        &[
-            ("optimization/mod.rs", "watcher(jobs,"),
-            ("optimization/apply.rs", "self.jobs().get("),
-            ("optimization/apply.rs", "self.jobs().create("),
-            ("optimization/apply.rs", "self.jobs().patch("),
-            ("optimization/apply.rs", "self.jobs().delete("),
-        ],
+        "created, and stopped before that was recorded: its own Job is told from another's",
     ),
     (
-        "/pods",
-        &["list", "watch"],
-        &[
-            ("optimization/mod.rs", "watcher(pods,"),
-            ("inventory/watch.rs", "scoped::<Pod>"),
-        ],
-    ),
-    ("/pods/log", &["get"], &[("optimization/observe.rs", "api.logs(")]),
-    (
-        "/configmaps",
-        &["get", "list", "watch", "create"],
-        &[
-            ("inventory/watch.rs", "scoped::<ConfigMap>"),
-            ("evidence/store.rs", "api.create("),
-            ("evidence/store.rs", "api.get_opt("),
-        ],
-    ),
-    (
-        "/namespaces",
-        &["get"],
-        &[("promotion/observe.rs", "get_metadata_opt(")],
-    ),
-    (
-        "apps/deployments",
-        &["get", "list", "watch", "patch"],
-        &[
-            ("promotion/mod.rs", "watcher(workloads,"),
-            ("promotion/apply.rs", "Api<Deployment>"),
-        ],
-    ),
-    (
-        "apps/replicasets",
-        &["list", "watch"],
-        &[("inventory/watch.rs", "PartialObjectMeta<ReplicaSet>>(")],
-    ),
-    (
-        "/events",
-        &["list"],
-        &[("optimization/observe.rs", "\"events\", api.list(")],
-    ),
-    (
-        "events.k8s.io/events",
-        &["create", "patch"],
-        &[("context.rs", "Recorder::new(")],
-    ),
-    (
-        "admissionregistration.k8s.io/validatingadmissionpolicies:assayer-approvals",
-        &["get"],
-        &[("guard.rs", "policies.get_metadata_opt(")],
-    ),
-    (
-        "admissionregistration.k8s.io/validatingadmissionpolicybindings:assayer-approvals",
-        &["get"],
-        &[("guard.rs", "bindings.get_metadata_opt(")],
+        "assayer-operator",
+        "get",
+        "assayer.dev/promotionpolicies",
+        "one that can't be read is told so in its status",
     ),
 ];
 
-const AT_HOME: &[Use] = &[
-    (
-        "coordination.k8s.io/leases",
-        &["create"],
-        &[("leader/mod.rs", "self.api.create(")],
-    ),
-    (
-        "coordination.k8s.io/leases:assayer-operator",
-        &["get", "update"],
-        &[
-            ("leader/mod.rs", "self.api.get_opt("),
-            ("leader/mod.rs", "self.api.replace("),
-        ],
-    ),
-    (
-        "/secrets:assayer-signing-key",
-        &["get"],
-        &[("keygen.rs", "secrets.get_opt(")],
-    ),
-    (
-        "assayer.dev/modelpromotions",
-        &["create"],
-        &[("guard.rs", "promotions.create(")],
-    ),
-];
+const ROLES: [&str; 2] = ["ClusterRole", "Role"];
 
-type Rights = BTreeSet<(String, String)>;
+/// Every service account of the chart uses exactly what it is granted, and asked for nothing else.
+pub(crate) fn check(audit_log: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(audit_log).with_context(|| format!("read {}", audit_log.display()))?;
+    let events: Vec<Value> = text
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .context("read the audit log")?;
+    let chart = objects(&render(&[])?)?;
+    for account in ["assayer-operator", "assayer-keygen"] {
+        let granted = granted(&chart, account);
+        let used = used(&events, account)?;
+        ensure!(!granted.is_empty(), "the chart grants {account} nothing");
+        let rare = |right: &Right| {
+            let resource = format!("{}/{}", right.group, right.resource);
+            RARE.iter()
+                .any(|(who, verb, what, _)| (*who, *verb, *what) == (account, right.verb.as_str(), resource.as_str()))
+        };
+        let idle: Vec<String> = granted
+            .difference(&used)
+            .filter(|right| !rare(right))
+            .map(ToString::to_string)
+            .collect();
+        ensure!(
+            idle.is_empty(),
+            "{account} is granted what it never used; take it back, or say in RARE what needs it:\n{}",
+            idle.join("\n")
+        );
+        let surplus: Vec<String> = used.difference(&granted).map(ToString::to_string).collect();
+        ensure!(
+            surplus.is_empty(),
+            "{account} used what this chart does not grant:\n{}",
+            surplus.join("\n")
+        );
+    }
+    Ok(())
+}
 
 fn words(rule: &Value, field: &str) -> Vec<String> {
     let list = rule[field].as_array().into_iter().flatten();
     list.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
-fn granted(objects: &[Value], kind: &str) -> Result<Rights> {
-    let role = objects
-        .iter()
-        .find(|object| object["kind"] == kind && object["metadata"]["name"] == "assayer-operator")
-        .with_context(|| format!("no {kind} assayer-operator"))?;
-    let mut rights = Rights::new();
-    for rule in role["rules"].as_array().into_iter().flatten() {
-        let named = words(rule, "resourceNames");
-        let suffix = named.first().map(|name| format!(":{name}")).unwrap_or_default();
-        ensure!(
-            named.len() < 2,
-            "{rule} names several objects: give each a rule of its own"
-        );
-        for group in words(rule, "apiGroups") {
-            for resource in words(rule, "resources") {
-                for verb in words(rule, "verbs") {
-                    rights.insert((format!("{group}/{resource}{suffix}"), verb));
+fn granted(chart: &[Value], account: &str) -> BTreeSet<Right> {
+    let mut rights = BTreeSet::new();
+    for by in ROLES {
+        let role = chart
+            .iter()
+            .filter(|object| object["kind"] == by && object["metadata"]["name"] == account);
+        for rule in role.flat_map(|role| role["rules"].as_array().into_iter().flatten()) {
+            for group in words(rule, "apiGroups") {
+                for resource in words(rule, "resources") {
+                    rights.extend(words(rule, "verbs").into_iter().map(|verb| Right {
+                        by,
+                        group: group.clone(),
+                        resource: resource.clone(),
+                        verb,
+                    }));
                 }
             }
         }
     }
+    rights
+}
+
+/// What `account` did by its own roles. What everybody may do (discovery, looking at one's own rights) is no right of the chart's.
+fn used(events: &[Value], account: &str) -> Result<BTreeSet<Right>> {
+    let user = format!("system:serviceaccount:{SYSTEM}:{account}");
+    let mut rights = BTreeSet::new();
+    for event in events.iter().filter(|event| event["user"]["username"] == user.as_str()) {
+        let said = |key: &str| {
+            event["annotations"][format!("authorization.k8s.io/{key}")]
+                .as_str()
+                .unwrap_or_default()
+        };
+        ensure!(
+            said("decision") == "allow",
+            "{account} asked for what it has no right to: {} {}: {}",
+            event["verb"],
+            event["requestURI"],
+            said("reason")
+        );
+        let role = |kind: &str| said("reason").contains(&format!(" of {kind} \"{account}\" "));
+        let Some(by) = ROLES.into_iter().find(|kind| role(kind)) else {
+            continue;
+        };
+        let word = |of: &Value| of.as_str().unwrap_or_default().to_owned();
+        let object = &event["objectRef"];
+        let subresource = word(&object["subresource"]);
+        let resource = word(&object["resource"]);
+        rights.insert(Right {
+            by,
+            group: word(&object["apiGroup"]),
+            resource: if subresource.is_empty() {
+                resource
+            } else {
+                format!("{resource}/{subresource}")
+            },
+            verb: word(&event["verb"]),
+        });
+    }
+    ensure!(!rights.is_empty(), "the audit log knows nothing of {account}");
     Ok(rights)
 }
 
-fn used(uses: &[Use]) -> Rights {
-    let each = uses
-        .iter()
-        .flat_map(|(resource, verbs, _)| verbs.iter().map(|verb| ((*resource).to_owned(), (*verb).to_owned())));
-    each.collect()
-}
-
 #[test]
-fn rights_are_the_ones_that_the_operator_uses() -> Result<()> {
-    let objects = objects(&render(&[])?)?;
-    assert_eq!(
-        granted(&objects, "ClusterRole")?,
-        used(EVERYWHERE),
-        "in every namespace"
-    );
-    assert_eq!(granted(&objects, "Role")?, used(AT_HOME), "in its own namespace");
-    for (resource, _, places) in EVERYWHERE.iter().chain(AT_HOME) {
-        ensure!(!places.is_empty(), "nothing needs {resource}");
-        for (file, line) in *places {
-            let source =
-                fs::read_to_string(root().join("operator/src").join(file)).with_context(|| (*file).to_owned())?;
-            // Calls are found however they are wrapped.
-            let flat: String = source.split_whitespace().collect();
-            let line: String = line.split_whitespace().collect();
+fn one_object_by_name_is_granted_in_a_rule_of_its_own() -> Result<()> {
+    for role in objects(&render(&[])?)?
+        .iter()
+        .filter(|object| ROLES.iter().any(|kind| object["kind"] == *kind))
+    {
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            let named = words(rule, "resourceNames");
             ensure!(
-                flat.contains(&line),
-                "{resource}: operator/src/{file} no longer has `{line}`: take the right back"
+                named.len() < 2,
+                "{rule} names several objects: give each a rule of its own"
+            );
+            // The name of what does not exist yet is not known to the authorizer.
+            let creates = words(rule, "verbs").iter().any(|verb| verb == "create");
+            ensure!(
+                named.is_empty() || !creates,
+                "{rule} grants create by name, which grants nothing"
             );
         }
     }
+    Ok(())
+}
+
+#[test]
+fn the_audit_log_is_read_as_kubernetes_writes_it() -> Result<()> {
+    let event = |decision: &str, reason: &str| {
+        serde_json::json!({
+            "verb": "patch", "requestURI": "/x", "user": {"username": "system:serviceaccount:assayer-system:assayer-operator"},
+            "objectRef": {"resource": "modelpromotions", "subresource": "status", "apiGroup": "assayer.dev", "name": "a"},
+            "annotations": {"authorization.k8s.io/decision": decision, "authorization.k8s.io/reason": reason},
+        })
+    };
+    let by_role = "RBAC: allowed by ClusterRoleBinding \"assayer-operator\" of ClusterRole \"assayer-operator\" to ServiceAccount \"assayer-operator/assayer-system\"";
+    let by_default = "RBAC: allowed by ClusterRoleBinding \"system:discovery\" of ClusterRole \"system:discovery\" to Group \"system:authenticated\"";
+    let rights = used(
+        &[event("allow", by_role), event("allow", by_default)],
+        "assayer-operator",
+    )?;
+    let told: Vec<String> = rights.iter().map(ToString::to_string).collect();
+    ensure!(
+        told == ["ClusterRole: patch assayer.dev/modelpromotions/status"],
+        "{told:?}"
+    );
+    let refused = used(&[event("forbid", "")], "assayer-operator").map_err(|error| error.to_string());
+    ensure!(refused.is_err_and(|why| why.contains("no right to")));
     Ok(())
 }

@@ -21,6 +21,8 @@ use super::observed::{Log, ObservedJob, ObservedPod};
 
 /// How long a finished pod's log may stay unreadable before the pod counts as lost.
 const LOG_PATIENCE_SECONDS: i64 = 60;
+/// How far the API server's clock may be ahead of ours.
+const CLOCKS_DIFFER_SECONDS: i64 = 5;
 
 /// How an attempt stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,7 +101,7 @@ pub fn attempt(asked: Asked<'_>, seen: &ObservedJob, remembered: Option<Problem>
         return without_pod(seen, remembered);
     };
     let Some(end) = ended(&pod.pod) else {
-        return not_ended(seen, pod, remembered);
+        return not_ended(seen, pod, remembered, now);
     };
     if let Some(lost) = failures::lost(&pod.pod) {
         return Attempt::Failed(lost);
@@ -114,7 +116,7 @@ pub fn attempt(asked: Asked<'_>, seen: &ObservedJob, remembered: Option<Problem>
         return Attempt::Failed(problem);
     }
     if end.state.message.as_deref().is_none_or(str::is_empty) {
-        return Attempt::Failed(failures::wordless(end.name, end.state));
+        return Attempt::Failed(failures::wordless(&pod.pod, end.name, end.state));
     }
     if let Log::Unreadable(message) = &pod.log {
         return unreadable(&end, message, now);
@@ -187,7 +189,7 @@ fn without_pod(seen: &ObservedJob, remembered: Option<Problem>) -> Attempt {
     }
 }
 
-fn not_ended(seen: &ObservedJob, pod: &ObservedPod, remembered: Option<Problem>) -> Attempt {
+fn not_ended(seen: &ObservedJob, pod: &ObservedPod, remembered: Option<Problem>, now: Timestamp) -> Attempt {
     if let Some(lost) = failures::lost(&pod.pod) {
         return Attempt::Failed(lost);
     }
@@ -199,6 +201,10 @@ fn not_ended(seen: &ObservedJob, pod: &ObservedPod, remembered: Option<Problem>)
         }
         Some((reason, message)) => Attempt::Failed(failures::job_failed(&reason, &message, remembered)),
         None if matches!(phase, Some("Failed" | "Succeeded")) => Attempt::Failed(failures::pod_failed(&pod.pod)),
+        // The Job controller deletes the pod first, then says that the deadline passed.
+        None if pod.pod.metadata.deletion_timestamp.is_some() && overdue(&seen.job, now) => {
+            Attempt::Running { waits: remembered }
+        }
         None if pod.pod.metadata.deletion_timestamp.is_some() => Attempt::Failed(Problem::passing(
             reasons::POD_LOST,
             "the pod is being deleted before its report was taken",
@@ -207,6 +213,16 @@ fn not_ended(seen: &ObservedJob, pod: &ObservedPod, remembered: Option<Problem>)
             waits: failures::waiting(pod),
         },
     }
+}
+
+/// Whether the Job's time is up, or is just about to be: clocks differ.
+fn overdue(job: &Job, now: Timestamp) -> bool {
+    let started = job.status.as_ref().and_then(|status| status.start_time.as_ref());
+    let limit = job.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+    let (Some(started), Some(limit)) = (started, limit) else {
+        return false;
+    };
+    now.duration_since(started.0).as_secs() >= limit - CLOCKS_DIFFER_SECONDS
 }
 
 fn unreadable(end: &End<'_>, message: &str, now: Timestamp) -> Attempt {
@@ -228,13 +244,13 @@ fn answer(asked: Asked<'_>, pod: &ObservedPod, end: &End<'_>) -> Result<Accepted
     };
     let (line, termination) = line::find(asked, message, log).map_err(|why| {
         // A container that was killed or broke off has no valid words; its end says more than their form.
-        failures::by_end(end.name, end.state)
+        failures::by_end(&pod.pod, end.name, end.state)
             .unwrap_or_else(|| Problem::lasting(reasons::REPORT_INVALID, format!("container {}: {why}", end.name)))
     })?;
     let report = line::parse(asked, &line)
         .map_err(|why| Problem::lasting(reasons::REPORT_INVALID, format!("container {}: {why}", end.name)))?;
     if let Outcome::Failed(failure) = &report.outcome {
-        return Err(failures::reported(failure));
+        return Err(failures::reported(&pod.pod, end.name, failure));
     }
     if end.state.exit_code != 0 {
         let why = format!(
@@ -254,5 +270,45 @@ fn passes(class: FailureClass) -> bool {
     match class {
         FailureClass::Storage => true,
         FailureClass::Bug | FailureClass::Refused | FailureClass::Resources => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_its_deadline_takes_away_is_not_lost() {
+        let job: Job = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "assayer-a"}, "spec": {"activeDeadlineSeconds": 46, "template": {}},
+            "status": {"startTime": "2026-01-01T00:00:00Z"},
+        }))
+        .unwrap();
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "assayer-a-x", "deletionTimestamp": "2026-01-01T00:00:30Z"}, "status": {"phase": "Pending"},
+        }))
+        .unwrap();
+        let pod = ObservedPod {
+            pod,
+            log: Log::NotRead,
+            events: Vec::new(),
+        };
+        let seen = ObservedJob {
+            job,
+            pods: Vec::new(),
+            events: Vec::new(),
+        };
+        let held = Problem::lasting(reasons::UNSCHEDULABLE, "0/1 nodes are available");
+        let at = |time: &str| not_ended(&seen, &pod, Some(held.clone()), time.parse().unwrap());
+        let early = at("2026-01-01T00:00:20Z");
+        assert!(matches!(early, Attempt::Failed(lost) if lost.reason == reasons::POD_LOST));
+        for late in ["2026-01-01T00:00:44Z", "2026-01-01T00:01:00Z"] {
+            assert_eq!(
+                at(late),
+                Attempt::Running {
+                    waits: Some(held.clone())
+                }
+            );
+        }
     }
 }

@@ -20,6 +20,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use xtask::cluster::ControlPlaneOptions;
 
+use crate::conformance;
 use crate::installed::{IMAGE, Installed, SYSTEM, create_namespace};
 use kubelet::{Fate, Kubelet};
 
@@ -378,5 +379,7 @@ async fn failures_are_told_in_the_words_of_whoever_refused() -> Result<()> {
     scene
         .until(&objects, "queued", |object| phase(object) == "Queued")
         .await?;
+    let written = conformance::check(&scene.installed.admin).await?;
+    ensure!(written == 5, "{written} statuses of 5 optimizations");
     scene.end().await
 }

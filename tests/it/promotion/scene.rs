@@ -18,6 +18,7 @@ use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::conformance;
 use crate::installed::{IMAGE, Installed, SYSTEM, create_namespace, kubectl, yaml};
 
 pub(super) const NAMESPACE: &str = "ml";
@@ -76,6 +77,8 @@ impl Scene {
         for task in self.tasks {
             task.await?;
         }
+        let written = conformance::check(&self.admin).await?;
+        ensure!(written > 0, "the operator has written no status");
         Ok(())
     }
 

@@ -50,7 +50,7 @@ pub enum Error {
         problem: String,
     },
     /// There is no row.
-    #[error("the data set has no rows")]
+    #[error("the data set has 0 rows, and at least 1 is needed: push one with rows")]
     Empty,
     /// Calibration and evaluation data share rows.
     #[error(

@@ -128,7 +128,7 @@ fn bad_sets_are_refused_with_the_reason() {
         (
             vec![("features", features(0..0)), ("label", labels(0..0))],
             reasons::DATA_EMPTY,
-            "no rows",
+            "0 rows",
         ),
         (
             vec![("features", features(0..2)), ("label", negative)],

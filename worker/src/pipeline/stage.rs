@@ -17,13 +17,15 @@ use crate::storage::{self, Access, Error, Fetched};
 
 /// Where data sets lie until they are split.
 const SCRATCH: &str = "fetched";
+/// The model as delivered; people know it as `model.uri`.
+const BASELINE: &str = "baseline";
 
 /// Stages a make job: the baseline, and calibration rows without labels.
 pub(super) fn make(plan: &MakePlan, layout: &Layout, access: &Access) -> Result<()> {
     let start = Start::now();
     let inputs = layout.inputs();
     clear(&inputs)?;
-    model(&plan.baseline, "baseline", &layout.baseline(), layout, access)?;
+    model(&plan.baseline, BASELINE, &layout.baseline(), layout, access)?;
     if let Some(calibration) = &plan.calibration {
         let into = inputs.as_path();
         let rows = with_data(&calibration.uri, into, layout, access, |parquet| {
@@ -51,7 +53,7 @@ pub(super) fn measure(plan: &MeasurePlan, layout: &Layout, access: &Access) -> R
     let (inputs, labels) = (layout.inputs(), layout.labels());
     clear(&inputs)?;
     clear(&labels)?;
-    let baseline = model(&plan.baseline, "baseline", &layout.baseline(), layout, access)?;
+    let baseline = model(&plan.baseline, BASELINE, &layout.baseline(), layout, access)?;
     let candidate = plan.candidate.as_ref();
     let candidate = candidate
         .map(|source| model(source, "candidate", &layout.candidate(), layout, access))
@@ -93,8 +95,9 @@ pub(super) fn measure(plan: &MeasurePlan, layout: &Layout, access: &Access) -> R
 /// Fetches a model and checks that it is the one that was asked for.
 fn model(source: &ModelSource, name: &str, into: &Path, layout: &Layout, access: &Access) -> Result<StagedModel> {
     clear(into)?;
-    let fetched = fetch(&source.uri, into, layout, access).map_err(|failure| about(name, &failure))?;
-    storage::single(into, "onnx", &fetched.files, &source.uri).map_err(|error| about(name, &error.into()))?;
+    let field = if name == BASELINE { "model.uri" } else { name };
+    let fetched = fetch(&source.uri, into, layout, access).map_err(|failure| about(field, &failure))?;
+    storage::single(into, "onnx", &fetched.files, &source.uri).map_err(|error| about(field, &error.into()))?;
     if let Some(expected) = source
         .model_digest
         .as_ref()

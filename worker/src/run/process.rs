@@ -168,7 +168,7 @@ impl Process {
         };
         match status.signal() {
             Some(libc::SIGKILL) => resources(
-                reasons::OUT_OF_RESOURCES,
+                reasons::OUT_OF_MEMORY,
                 format!("the process with the {name} was killed, most likely for memory: raise the memory limit"),
             ),
             Some(signal) => self.which.blame(&refused(

@@ -77,7 +77,7 @@ pub(crate) fn failure_of(error: &Error, reason: &str) -> Failure {
         Error::Call { reason: words, .. }
             if words.contains("bad_alloc") || words.contains("Failed to allocate memory") =>
         {
-            resources(reasons::OUT_OF_RESOURCES, format!("{error}: raise the memory limit"))
+            resources(reasons::OUT_OF_MEMORY, format!("{error}: raise the memory limit"))
         }
         _ => failure(FailureClass::Refused, reason, error.to_string()),
     }

@@ -17,7 +17,7 @@ pub enum Error {
         reason: String,
     },
     /// The registry or the disk has no such thing.
-    #[error("{uri} does not exist: {reason}")]
+    #[error("{uri} does not exist: {reason}: push it, or correct the URI")]
     NotFound {
         /// What was asked for.
         uri: String,
@@ -33,7 +33,9 @@ pub enum Error {
         reason: String,
     },
     /// No answer, or a server's error: worth another attempt.
-    #[error("{uri}: the registry does not answer as it should: {reason}")]
+    #[error(
+        "{uri}: the registry does not answer as it should: {reason}: see whether it runs, and whether pods reach it"
+    )]
     Unavailable {
         /// What was asked for.
         uri: String,

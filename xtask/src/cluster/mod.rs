@@ -1,5 +1,6 @@
 //! A real Kubernetes on this machine, from programs in the cache: a bare control plane for tests, or a whole node.
 
+mod audit;
 mod containerd;
 mod control_plane;
 mod kubeconfig;

@@ -14,7 +14,7 @@ use kube::Api;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ControlPlane, ControlPlaneOptions, containerd, leftovers,
+    ControlPlane, ControlPlaneOptions, audit, containerd, leftovers,
     leftovers::Guard,
     network, node,
     place::{NODE, Place},
@@ -91,7 +91,7 @@ impl Cluster {
             controller_manager: true,
             address,
             port: usual_or_free(address, USUAL_API_PORT),
-            api_server_flags: Vec::new(),
+            api_server_flags: audit::flags(&place.state, &audit::log(&place.logs))?,
             folder: Some(place.state.clone()),
             logs: Some(place.logs.clone()),
         })
@@ -155,6 +155,16 @@ impl Cluster {
     /// Where the logs of all parts are; they stay until the next start.
     pub fn logs(&self) -> &Path {
         &self.guard.place.logs
+    }
+
+    /// What service accounts did, as the API server saw it: one event a line.
+    pub fn audit_log(&self) -> PathBuf {
+        audit::log(&self.guard.place.logs)
+    }
+
+    /// The folder in which the registry keeps blobs, for those who want to damage one.
+    pub fn registry_storage(&self) -> &Path {
+        &self.guard.place.registry
     }
 
     /// An error with the end of the log of whichever part has ended.

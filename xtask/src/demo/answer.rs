@@ -8,23 +8,64 @@ use comfy_table::{ContentArrangement, Table};
 use serde_json::Value;
 
 use super::promote::Live;
-use super::world::{SYSTEM, World};
+use super::world::{Forward, SYSTEM, World};
 use crate::{cluster::Prometheus, progress::Progress};
 
 const QUERY: &str = "assayer_model_live_info";
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// Prints the table and checks that Prometheus says the same.
-pub(super) async fn what_is_live(world: &World, live: &Live, progress: &Progress) -> Result<()> {
-    let step = progress.step("ask Prometheus");
+/// A Prometheus that scrapes the operator.
+pub(super) struct Watching {
+    prometheus: Prometheus,
+    _forward: Forward,
+}
+
+/// Starts it.
+pub(super) async fn watch(world: &World) -> Result<Watching> {
     let forward = world.forward(SYSTEM, "service/assayer-operator", 8080).await?;
     let config = format!(
         "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: assayer\n  honor_labels: true\n  static_configs: [{{targets: ['{}']}}]\n",
         forward.address
     );
     let prometheus = Prometheus::start("127.0.0.1".parse()?, &config).await?;
-    let labels = ask(&prometheus).await?;
-    let status = &live.status;
+    Ok(Watching {
+        prometheus,
+        _forward: forward,
+    })
+}
+
+/// Checks that Prometheus says the same as the status, and prints the table.
+pub(super) async fn what_is_live(watching: &Watching, live: &Live, progress: &Progress) -> Result<()> {
+    let step = progress.step("ask Prometheus");
+    let until = Instant::now() + WITHIN;
+    let labels = loop {
+        // What was scraped last may be from before the roll-back.
+        match ask(&watching.prometheus, &live.status).await {
+            Ok(labels) => break labels,
+            Err(error) if Instant::now() > until => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    };
+    step.done(format!("{QUERY}{labels}"));
+    print_table(&live.status)
+}
+
+/// The labels of the one live model, which must be those of `status`.
+async fn ask(prometheus: &Prometheus, status: &LiveStatus) -> Result<Value> {
+    let answer: Value = reqwest::Client::new()
+        .get(format!("{}/api/v1/query", prometheus.url()))
+        .query(&[("query", QUERY)])
+        .send()
+        .await?
+        .json()
+        .await?;
+    let found = answer["data"]["result"]
+        .as_array()
+        .context("Prometheus gave no result")?;
+    let [one] = found.as_slice() else {
+        bail!("expected one live model, Prometheus knows {}: {answer}", found.len());
+    };
+    let labels = &one["metric"];
     for (label, expected) in [
         ("artifact_digest", &status.artifact.artifact_digest),
         ("model", &status.model),
@@ -41,39 +82,12 @@ pub(super) async fn what_is_live(world: &World, live: &Live, progress: &Progress
         );
     }
     let approver = labels["approver"].as_str().unwrap_or_default();
-    ensure!(
-        status
-            .approvals
-            .iter()
-            .any(|approval| approver.contains(&approval.user)),
-        "Prometheus says approver={approver}"
-    );
-    step.done(format!("{QUERY}{labels}"));
-    print_table(status)
-}
-
-async fn ask(prometheus: &Prometheus) -> Result<Value> {
-    let until = Instant::now() + WITHIN;
-    let client = reqwest::Client::new();
-    loop {
-        let answer: Value = client
-            .get(format!("{}/api/v1/query", prometheus.url()))
-            .query(&[("query", QUERY)])
-            .send()
-            .await?
-            .json()
-            .await?;
-        let found = answer["data"]["result"]
-            .as_array()
-            .context("Prometheus gave no result")?;
-        if let [one] = found.as_slice() {
-            return Ok(one["metric"].clone());
-        }
-        if Instant::now() > until {
-            bail!("expected one live model, Prometheus knows {}: {answer}", found.len());
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    let known = status
+        .approvals
+        .iter()
+        .any(|approval| approver.contains(&approval.user));
+    ensure!(known, "Prometheus says approver={approver}");
+    Ok(labels.clone())
 }
 
 fn print_table(live: &LiveStatus) -> Result<()> {

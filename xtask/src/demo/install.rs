@@ -1,57 +1,80 @@
 //! Images and chart: what a platform team does once.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
 use super::world::{Person, SYSTEM, World};
 use crate::{
     cache,
-    images::{self, Ours, Programs},
+    images::{self, Built, Ours},
     progress::Progress,
 };
 
-/// Builds and pushes our images, and installs the chart with `helm`. Gives what was compiled on the way.
-pub(super) fn images_and_chart(world: &World, progress: &Progress) -> Result<Programs> {
-    let mut operator = String::new();
-    let mut worker = String::new();
-    let built = images::build(&Ours::ALL, progress)?;
-    for (ours, image) in built.images {
+/// The release's name.
+pub(super) const RELEASE: &str = "assayer";
+
+/// Our images in the world's registry, by digest.
+pub(super) struct Pushed {
+    operator: String,
+    worker: String,
+    pub(super) scanner: String,
+}
+
+/// Pushes our images.
+pub(super) fn push(world: &World, built: &Built, progress: &Progress) -> Result<Pushed> {
+    let mut pushed = Pushed {
+        operator: String::new(),
+        worker: String::new(),
+        scanner: String::new(),
+    };
+    for (ours, image) in &built.images {
         let step = progress.step(format!("push {}", ours.name()));
-        let reference = images::push(&image, &world.registry, ours.name())?;
+        let reference = images::push(image, &world.registry, ours.name())?;
+        step.done(&reference);
         match ours {
-            Ours::Operator => operator.clone_from(&reference),
-            Ours::Worker => worker.clone_from(&reference),
-            Ours::Scanner => std::fs::write(world.folder().join("scanner.image"), &reference)?,
+            Ours::Operator => pushed.operator = reference,
+            Ours::Worker => pushed.worker = reference,
+            Ours::Scanner => pushed.scanner = reference,
         }
-        step.done(reference);
     }
+    Ok(pushed)
+}
+
+/// Installs the chart with `helm`.
+pub(super) fn chart(world: &World, pushed: &Pushed, progress: &Progress) -> Result<()> {
     let step = progress.step("install the chart with helm");
-    let chart = cache::workspace().join("charts/assayer");
-    let chart = chart.to_str().context("the chart's path is not UTF-8")?.to_owned();
-    let mut arguments = vec![
-        "upgrade".to_owned(),
-        "--install".into(),
-        "assayer".into(),
-        chart,
-        "--create-namespace".into(),
+    let mut values = vec![
+        format!("image={}", pushed.operator),
+        format!("workerImage={}", pushed.worker),
     ];
-    let host = world.registry.prefix.split('/').next().unwrap_or_default();
-    let mut values = vec![format!("image={operator}"), format!("workerImage={worker}")];
     if world.registry.plain_http {
-        values.push(format!("plainHttp={{{host}}}"));
+        values.push(format!("plainHttp={{{}}}", world.registry.host()));
     }
-    for value in values {
-        arguments.extend(["--set".to_owned(), value]);
-    }
-    arguments.extend(["--wait".to_owned(), "--timeout".into(), "120s".into()]);
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if let Err(error) = world.helm(&arguments) {
-        let pods = world.kubectl(Person::Admin, &["-n", SYSTEM, "get", "pods,jobs,events", "-o", "wide"]);
-        let logs = world.kubectl(
-            Person::Admin,
-            &["-n", SYSTEM, "logs", "deployment/assayer-operator", "--tail=30"],
-        );
-        return Err(error.context(format!("{}\n{}", pods.unwrap_or_default(), logs.unwrap_or_default())));
-    }
+    upgrade(world, &["--install", "--create-namespace"], &values)?;
     step.done("the operator is available");
-    Ok(built.programs)
+    Ok(())
+}
+
+/// Brings the release to these values, and waits until its operator is available.
+pub(super) fn upgrade(world: &World, flags: &[&str], values: &[String]) -> Result<()> {
+    let chart = cache::workspace().join("charts/assayer");
+    let mut arguments = vec!["upgrade", RELEASE, utf8(&chart)?, "--wait", "--timeout", "120s"];
+    arguments.extend(flags);
+    for value in values {
+        arguments.extend(["--set", value]);
+    }
+    let Err(error) = world.helm(&arguments) else {
+        return Ok(());
+    };
+    let pods = world.kubectl(Person::Admin, &["-n", SYSTEM, "get", "pods,jobs,events", "-o", "wide"]);
+    let logs = world.kubectl(
+        Person::Admin,
+        &["-n", SYSTEM, "logs", "deployment/assayer-operator", "--tail=30"],
+    );
+    Err(error.context(format!("{}\n{}", pods.unwrap_or_default(), logs.unwrap_or_default())))
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().context("the chart's path is not UTF-8")
 }

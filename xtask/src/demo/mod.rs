@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the whole journey on real parts, from an FP32 model to an approved INT8 model in production and back.
 //!
-//! Also the end-to-end test: it succeeds only if everything that it promises was seen. Decides what is shown and in which order;
-//! every step is done as a user would, with `kubectl`, `helm` and `assayer`.
+//! Also the first part of the end-to-end test: it succeeds only if everything that it promises was seen. Decides what is shown and
+//! in which order; every step is done as a user would, with `kubectl`, `helm` and `assayer`.
 
 mod answer;
 mod install;
@@ -15,6 +15,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+
+pub use world::{Person, World};
 
 use crate::{interrupt, progress::Progress};
 
@@ -35,9 +37,14 @@ pub struct Options {
     pub plain_http: bool,
 }
 
-/// Runs the journey; an error names the first thing that was not as promised.
+/// Goes the whole way and gives the world as it is then; an error names the first thing that was not as promised.
+pub async fn travel(options: &Options, progress: &Progress) -> Result<World> {
+    interrupt::or_interrupted(Box::pin(journey::run(options, progress))).await
+}
+
+/// Shows the journey to a person.
 pub async fn run(options: &Options, progress: &Progress) -> Result<()> {
-    let world = interrupt::or_interrupted(Box::pin(journey::run(options, progress))).await?;
+    let world = travel(options, progress).await?;
     if options.keep {
         world.say_how_to_use(progress);
         if world.owns_cluster() {

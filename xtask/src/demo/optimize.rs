@@ -37,13 +37,11 @@ pub(super) fn example_file(name: &str) -> PathBuf {
     cache::workspace().join("examples/magika").join(name)
 }
 
-/// Makes model and data, pushes them with `assayer pin --push`, and gives the pinned manifests.
+/// Makes the namespace with its people's rights, and the manifests: model and data are pushed with `assayer pin --push`.
 pub(super) fn publish_example(world: &World, assayer: &Path, progress: &Progress) -> Result<Pinned> {
     example::ensure(&example::default_folder(), progress)?;
-    for file in ["namespace.yaml", "rbac.yaml", "promotionpolicy.yaml"] {
-        let path = example_file(file);
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        world.apply(Person::Admin, &text)?;
+    for file in ["namespace.yaml", "rbac.yaml"] {
+        world.apply(Person::Admin, &read(file)?)?;
     }
     let [role, group] = ["--role=model-editor", "--group=interns"];
     world.kubectl(Person::Admin, &["create", "rolebinding", "interns-edit", role, group])?;
@@ -56,6 +54,12 @@ pub(super) fn publish_example(world: &World, assayer: &Path, progress: &Progress
     Ok(Pinned { manifests })
 }
 
+/// The text of one of the example's manifests.
+pub(super) fn read(file: &str) -> Result<String> {
+    let path = example_file(file);
+    fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+}
+
 fn pin(assayer: &Path, manifest: &Path, world: &World) -> Result<String> {
     let mut command = Command::new(assayer);
     command
@@ -64,15 +68,14 @@ fn pin(assayer: &Path, manifest: &Path, world: &World) -> Result<String> {
         .arg("--push")
         .arg(format!("oci://{}/demo", world.registry.prefix));
     if world.registry.plain_http {
-        command
-            .arg("--plain-http")
-            .arg(world.registry.prefix.split('/').next().unwrap_or_default());
+        command.arg("--plain-http").arg(world.registry.host());
     }
     process::read(&mut command)
 }
 
-/// Applies the optimizations as an editor and follows them to their end.
+/// Applies the policy, then the optimizations as an editor, and follows them to their end.
 pub(super) async fn watch(world: &World, pinned: &Pinned, progress: &Progress) -> Result<Optimized> {
+    world.apply(Person::Admin, &read("promotionpolicy.yaml")?)?;
     for manifest in &pinned.manifests {
         let said = world.apply(Person::Erin, manifest)?;
         progress.say(&format!("{}: {}", Person::Erin.name(), said.trim()));

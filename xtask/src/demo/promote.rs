@@ -17,7 +17,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, ResourceExt as _};
 use serde_json::Value;
 
-use super::optimize::{Optimized, example_file};
+use super::optimize::{Optimized, example_file, read as example};
 use super::world::{NAMESPACE, Person, World};
 use crate::progress::Progress;
 
@@ -34,10 +34,14 @@ pub(super) struct Live {
 }
 
 /// Applies server and promotion, shows who is refused, approves, and sees the model answer.
-pub(super) async fn to_production(world: &World, optimized: &Optimized, progress: &Progress) -> Result<Live> {
-    apply_server(world, progress)?;
-    let manifest = fs::read_to_string(example_file("modelpromotion.yaml"))?;
-    let said = world.apply(Person::Erin, &manifest)?;
+pub(super) async fn to_production(
+    world: &World,
+    server: &str,
+    optimized: &Optimized,
+    progress: &Progress,
+) -> Result<Live> {
+    apply_server(world, server, progress)?;
+    let said = world.apply(Person::Erin, &example("modelpromotion.yaml")?)?;
     progress.say(&format!("{}: {}", Person::Erin.name(), said.trim()));
     let waiting = reach(world, "AwaitingApproval", progress).await?;
     let ready = message_of(&waiting, "Approved")?;
@@ -75,17 +79,15 @@ pub(super) async fn to_production(world: &World, optimized: &Optimized, progress
 }
 
 /// The server's manifest with the image in it; its pods are refused until a model is promoted, which is failing closed.
-fn apply_server(world: &World, progress: &Progress) -> Result<()> {
-    let image = fs::read_to_string(world.folder().join("scanner.image"))?;
-    let manifest = fs::read_to_string(example_file("deployment.yaml"))?;
-    let placed = manifest.replace("image: scanner\n", &format!("image: {}\n", image.trim()));
+fn apply_server(world: &World, image: &str, progress: &Progress) -> Result<()> {
+    let manifest = example("deployment.yaml")?;
+    let placed = manifest.replace("image: scanner\n", &format!("image: {image}\n"));
     ensure!(
         placed != manifest,
         "deployment.yaml has no placeholder `image: scanner`"
     );
-    world.apply(Person::Admin, &fs::read_to_string(example_file("service.yaml"))?)?;
-    let manifest = placed;
-    let said = world.apply(Person::Erin, &manifest)?;
+    world.apply(Person::Admin, &example("service.yaml")?)?;
+    let said = world.apply(Person::Erin, &placed)?;
     for line in said.lines() {
         progress.say(&format!("{}: {line}", Person::Erin.name()));
     }

@@ -7,7 +7,7 @@ use assayer_crds::ModelPromotion;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
 
-use super::optimize::example_file;
+use super::optimize::read as example;
 use super::promote::{self, Live, PROMOTION, WORKLOAD};
 use super::world::{NAMESPACE, Person, World};
 use crate::progress::Progress;
@@ -20,8 +20,7 @@ pub(super) async fn of_a_server_that_cannot_become_ready(
     live: &Live,
     progress: &Progress,
 ) -> Result<()> {
-    let manifest = std::fs::read_to_string(example_file("modelpromotion-reexport.yaml"))?;
-    let said = world.apply(Person::Erin, &manifest)?;
+    let said = world.apply(Person::Erin, &example("modelpromotion-reexport.yaml")?)?;
     progress.say(&format!("{}: {}", Person::Erin.name(), said.trim()));
     let waiting = promote::reach(world, "AwaitingApproval", progress).await?;
     let still = waiting.status.as_ref().and_then(|status| status.live.as_ref());

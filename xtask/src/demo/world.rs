@@ -16,6 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::Options;
+use super::install::{self, RELEASE};
 use crate::{
     cluster::{Cluster, Prometheus},
     images::Registry,
@@ -28,11 +29,10 @@ use crate::{
 pub(super) const NAMESPACE: &str = "ml";
 /// Namespace of the operator.
 pub(super) const SYSTEM: &str = "assayer-system";
-const RELEASE: &str = "assayer";
 
 /// Somebody who acts on the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Person {
+pub enum Person {
     /// Installs; owns the cluster.
     Admin,
     /// Edits the example's objects and requests the promotion.
@@ -66,15 +66,15 @@ impl Person {
 }
 
 /// A cluster and what is needed to act on it.
-pub(super) struct World {
+pub struct World {
     // Before the cluster, so that forwards end first.
     folder: TempDir,
     kubeconfig: PathBuf,
     people: BTreeMap<Person, Vec<String>>,
     /// Where images and models go.
-    pub(super) registry: Registry,
+    pub registry: Registry,
     /// Client with the administrator's rights.
-    pub(super) client: kube::Client,
+    pub client: kube::Client,
     cluster: Option<Cluster>,
 }
 
@@ -165,13 +165,23 @@ impl World {
         self.folder.path()
     }
 
+    /// The cluster, where it is our own.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
+    /// Has the operator run another image of the workers from here on.
+    pub fn use_workers(&self, image: &str) -> Result<()> {
+        install::upgrade(self, &["--reuse-values"], &[format!("workerImage={image}")])
+    }
+
     /// Whether the cluster ends with this process.
     pub(super) fn owns_cluster(&self) -> bool {
         self.cluster.is_some()
     }
 
     /// `kubectl` as `person`; its output, or an error with its words.
-    pub(super) fn kubectl(&self, person: Person, arguments: &[&str]) -> Result<String> {
+    pub fn kubectl(&self, person: Person, arguments: &[&str]) -> Result<String> {
         process::read(&mut self.kubectl_command(person, arguments)?)
     }
 
@@ -181,7 +191,7 @@ impl World {
     }
 
     /// `kubectl apply -f -` of `manifest` as `person`.
-    pub(super) fn apply(&self, person: Person, manifest: &str) -> Result<String> {
+    pub fn apply(&self, person: Person, manifest: &str) -> Result<String> {
         use std::io::Write as _;
         let mut command = self.kubectl_command(person, &["apply", "-f", "-"])?;
         let mut child = command
@@ -285,7 +295,7 @@ impl World {
     }
 
     /// Removes what the journey made. An own cluster ends with it.
-    pub(super) fn clean_up(self) -> Result<()> {
+    pub fn clean_up(self) -> Result<()> {
         if self.cluster.is_none() {
             self.kubectl(Person::Admin, &["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
             self.kubectl(

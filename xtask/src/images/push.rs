@@ -19,6 +19,13 @@ pub struct Registry {
     pub plain_http: bool,
 }
 
+impl Registry {
+    /// Host and port alone.
+    pub fn host(&self) -> &str {
+        self.prefix.split('/').next().unwrap_or_default()
+    }
+}
+
 /// Pushes `image` as `name` and gives its reference by digest. The tag is there so that no registry collects it.
 pub fn push(image: &Image, registry: &Registry, name: &str) -> Result<String> {
     let repository = format!("{}/{name}", registry.prefix);

@@ -34,15 +34,18 @@ pub(in crate::optimization) fn known(word: &str) -> Option<&'static str> {
         .map(|reason| reason.name)
 }
 
-/// A failure in the worker's own words.
-pub(super) fn reported(failure: &Failure) -> Problem {
+/// A failure in the worker's own words. Which limit it ran into, the pod says.
+pub(super) fn reported(pod: &Pod, container: &str, failure: &Failure) -> Problem {
     let worker = assayer_crds::contract::reasons::ALL
         .iter()
         .find(|reason| **reason == failure.reason);
     match worker {
         Some(reason) => Problem {
             reason,
-            message: cut(&failure.message),
+            message: match *reason {
+                reasons::OUT_OF_MEMORY => format!("{} ({})", cut(&failure.message), memory(pod, container)),
+                _ => cut(&failure.message),
+            },
             retry: passes(failure.class),
         },
         None => Problem::lasting(
@@ -118,7 +121,18 @@ pub(super) fn refused(events: &[Seen]) -> Option<Problem> {
         .iter()
         .rev()
         .find(|event| event.warning && event.reason == "FailedCreate")?;
-    Some(Problem::passing(reasons::POD_REFUSED, cut(&event.message)))
+    Some(held_up(reasons::POD_REFUSED, &event.message))
+}
+
+/// What holds a pod up, in the words of whoever does, and the way out.
+fn held_up(reason: &'static str, message: &str) -> Problem {
+    let way_out = match reason {
+        reasons::POD_REFUSED => "raise the quota, or change the rule that refuses it",
+        reasons::UNSCHEDULABLE => "change environments[].pod, or give the cluster such a node",
+        reasons::IMAGE_UNAVAILABLE => "push the image, or correct the operator's workerImage",
+        _ => "create what is missing, or correct spec.run.pullSecret, spec.output.pushSecret or environments[].pod",
+    };
+    Problem::passing(reason, format!("{}: {way_out}", cut(message)))
 }
 
 /// What a pod waits for, where it is something that people can act on.
@@ -135,7 +149,7 @@ pub(super) fn waiting(pod: &ObservedPod) -> Option<Problem> {
             .as_deref()
             .or(condition.reason.as_deref())
             .unwrap_or_default();
-        return Some(Problem::passing(reasons::UNSCHEDULABLE, cut(why)));
+        return Some(held_up(reasons::UNSCHEDULABLE, why));
     }
     let all = status
         .init_container_statuses
@@ -158,7 +172,7 @@ pub(super) fn waiting(pod: &ObservedPod) -> Option<Problem> {
     });
     event
         .filter(|_| !began)
-        .map(|event| Problem::passing(reasons::POD_NOT_STARTED, cut(&event.message)))
+        .map(|event| held_up(reasons::POD_NOT_STARTED, &event.message))
 }
 
 fn held(waiting: &ContainerStateWaiting) -> Option<Problem> {
@@ -175,16 +189,32 @@ fn held(waiting: &ContainerStateWaiting) -> Option<Problem> {
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => reasons::POD_NOT_STARTED,
         _ => return None,
     };
-    Some(Problem::passing(reason, format!("{word}: {}", cut(message))))
+    Some(held_up(reason, &format!("{word}: {message}")))
+}
+
+/// The limit that a container ran into, and where it is set.
+fn memory(pod: &Pod, container: &str) -> String {
+    let spec = pod.spec.as_ref();
+    let mut all = spec
+        .into_iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
+    let limit = all
+        .find(|one| one.name == container)
+        .and_then(|one| one.resources.as_ref()?.limits.as_ref()?.get("memory"));
+    let limit = limit.map_or("not set", |limit| limit.0.as_str());
+    format!("environments[].pod.resources.limits.memory is {limit}")
 }
 
 /// What the end of a container says by itself, where it says more than any words could.
-pub(super) fn by_end(container: &str, state: &ContainerStateTerminated) -> Option<Problem> {
+pub(super) fn by_end(pod: &Pod, container: &str, state: &ContainerStateTerminated) -> Option<Problem> {
     match state.reason.as_deref() {
         Some("OOMKilled") => {
             return Some(Problem::lasting(
                 reasons::OUT_OF_MEMORY,
-                format!("container {container} ran out of memory: raise environments[].pod.resources.limits.memory"),
+                format!(
+                    "container {container} ran out of memory: raise the memory limit ({})",
+                    memory(pod, container)
+                ),
             ));
         }
         Some("StartError" | "ContainerCannotRun") => {
@@ -216,8 +246,8 @@ pub(super) fn by_end(container: &str, state: &ContainerStateTerminated) -> Optio
 }
 
 /// A container that ended without a word.
-pub(super) fn wordless(container: &str, state: &ContainerStateTerminated) -> Problem {
-    if let Some(problem) = by_end(container, state) {
+pub(super) fn wordless(pod: &Pod, container: &str, state: &ContainerStateTerminated) -> Problem {
+    if let Some(problem) = by_end(pod, container, state) {
         return problem;
     }
     let text = format!(
