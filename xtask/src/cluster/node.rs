@@ -60,9 +60,9 @@ pub(super) fn start_kubelet(place: &Place, control_plane: &ControlPlane, address
         // A developer's disk is often almost full, and that is no reason to evict.
         "evictionHard": {
             "memory.available": "100Mi",
-            "nodefs.available": "1%",
+            "nodefs.available": "256Mi",
             "nodefs.inodesFree": "1%",
-            "imagefs.available": "1%",
+            "imagefs.available": "256Mi",
         },
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,

@@ -22,7 +22,7 @@ use super::{
     registry::Registry,
 };
 use crate::{
-    cache::Lock,
+    cache::{self, Lock},
     images,
     process::{self, Process},
     progress::Progress,
@@ -31,6 +31,8 @@ use crate::{
 
 const NODE_READY_WITHIN: Duration = Duration::from_secs(90);
 /// Asked for first, so that references and kubeconfigs stay valid from run to run; taken ones are replaced by free ones.
+/// Below this, the kubelet would soon let no pod in, and images would not fit.
+const LEAST_DISK: u64 = 2 << 30;
 const USUAL_REGISTRY_PORT: u16 = 5000;
 const USUAL_API_PORT: u16 = 6443;
 /// Bytes; about fifty builds of our images.
@@ -73,6 +75,7 @@ impl Cluster {
         prepare(progress)?;
         clean_before_start(&place, progress)?;
         place.create()?;
+        enough_disk(&place.state)?;
         let guard = Guard { place: place.clone() };
         let address = ports::own_address()?;
 
@@ -213,6 +216,21 @@ pub fn clean_up(progress: &Progress) -> Result<()> {
     let found = leftovers::exist(&place)?;
     leftovers::clean(&place)?;
     step.done(if found { "" } else { "nothing was left" });
+    Ok(())
+}
+
+fn enough_disk(folder: &Path) -> Result<()> {
+    let disk = rustix::fs::statvfs(folder).with_context(|| format!("look at the disk of {}", folder.display()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free < LEAST_DISK {
+        bail!(
+            "the disk of {} has {} MiB free, and a node needs {} MiB: make room, or choose another disk with {}",
+            folder.display(),
+            free >> 20,
+            LEAST_DISK >> 20,
+            cache::CACHE_VARIABLE
+        );
+    }
     Ok(())
 }
 
