@@ -4,6 +4,7 @@
 //! freed. Decides ranges, never which tensors are worth quantizing.
 
 mod entropy;
+mod extremes;
 mod histogram;
 mod range;
 
@@ -12,6 +13,7 @@ pub use self::{
     range::{Extent, Range},
 };
 
+use self::extremes::Extremes;
 use crate::{
     onnx::{self, Model, Tensor, ValueInfo, prune, shown},
     session::{self, Optimize, Options, Runtime},
@@ -83,6 +85,8 @@ pub type Batches<'b> = &'b mut dyn Iterator<Item = Result<Vec<Tensor>, DataError
 pub struct Observed {
     /// Values to keep apart.
     pub range: Range,
+    /// The same, and at least as far as samples to come will reach: for what must not be cut off.
+    pub reach: Range,
     /// Number of dimensions, where it was the same in every batch.
     pub rank: Option<usize>,
 }
@@ -137,13 +141,9 @@ pub fn calibrate(
     seen.into_iter()
         .map(|(name, seen)| {
             let rank = seen.rank.filter(|_| !seen.rank_varies);
-            Ok((
-                name.to_owned(),
-                Observed {
-                    range: seen.range(name, method)?,
-                    rank,
-                },
-            ))
+            let range = seen.range(name, method)?;
+            let reach = seen.extremes.reach(range);
+            Ok((name.to_owned(), Observed { range, reach, rank }))
         })
         .collect()
 }
@@ -192,6 +192,7 @@ fn add(seen: &mut BTreeMap<&str, Seen>, name: &str, values: &[f32], rank: usize,
 /// What is kept of one tensor.
 struct Seen {
     extent: Extent,
+    extremes: Extremes,
     histogram: Option<Histogram>,
     rank: Option<usize>,
     rank_varies: bool,
@@ -202,6 +203,7 @@ impl Seen {
         let histogram = (method != Method::MinMax).then(Histogram::default);
         Self {
             extent: Extent::default(),
+            extremes: Extremes::default(),
             histogram,
             rank: None,
             rank_varies: false,
@@ -212,6 +214,7 @@ impl Seen {
     fn add(&mut self, values: &[f32]) -> Result<(), f32> {
         let extent = Extent::of(values)?;
         self.extent.merge(extent);
+        self.extremes.add(extent);
         if let Some(histogram) = &mut self.histogram {
             histogram.add(values, extent);
         }
@@ -225,7 +228,7 @@ impl Seen {
             .ok_or_else(|| Error::NeverSeen { name: shown(name) })?;
         let chosen = match (&self.histogram, method) {
             (Some(histogram), Method::Percentile(percentile)) => histogram.percentile(percentile),
-            (Some(histogram), Method::Entropy) => entropy::range(histogram),
+            (Some(histogram), Method::Entropy) => entropy::range(histogram, full),
             _ => return Ok(full),
         };
         Ok(chosen.intersect(full))
