@@ -5,11 +5,9 @@
 
 use crate::{
     calibrate::{self, Batches, DataError},
+    made_up,
     onnx::{self, Limits, Model, Tensor, shown},
-    passes::{
-        self, Mode, Quantize, Report, fold_batch_norm, fold_bias, fold_constants, gelu, quantize_dynamic,
-        quantize_static,
-    },
+    passes::{self, Mode, Quantize, Report, quantize_dynamic, quantize_static},
     session::{self, Options, Runtime},
 };
 use std::{
@@ -45,9 +43,12 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// There is no sample to try the candidate on.
-    #[error("calibration data is empty: a candidate is never released without having run once")]
+    /// A stage that calibrates got no sample.
+    #[error("calibration data is empty: mode Static needs at least one sample")]
     NoSample,
+    /// Without data, and the model can't be run on inputs that were made up.
+    #[error("there is no calibration data, and the model can't be tried on made-up inputs ({0}): set data.calibration")]
+    MadeUp(String),
     /// The data ended with an error.
     #[error("calibration data: {0}")]
     Data(#[source] DataError),
@@ -118,7 +119,8 @@ pub struct OptimizeReport {
 /// Makes one candidate.
 ///
 /// `batches` gives, per batch, one tensor for every input of the model. The first is also what baseline and candidate are
-/// run on; the rest is read only where a stage calibrates.
+/// run on; the rest is read only where a stage calibrates. Where none does, there may be no batch: a first run on made-up
+/// inputs takes its place, so that no candidate is released without having run.
 pub fn optimize(
     runtime: &Runtime,
     request: &Request<'_>,
@@ -130,13 +132,21 @@ pub fn optimize(
     onnx::check(&model, &request.limits)?;
     let bytes_before = total_bytes(&model, request.model)?;
     let nodes_before = model.graph.nodes.len();
-    let probe = batches.next().ok_or(Error::NoSample)?.map_err(Error::Data)?;
-    let baseline = run_baseline(runtime, &model, request, &probe)?;
+    let sample = batches.next().transpose().map_err(Error::Data)?;
+    let (probe, made_up) = match sample {
+        Some(sample) => (sample, false),
+        None if request.stages.iter().any(calibrates) => return Err(Error::NoSample),
+        None => (made_up::inputs(&model).map_err(Error::MadeUp)?, true),
+    };
+    let baseline = run_baseline(runtime, &model, request, &probe).map_err(|error| match error {
+        Error::Run { source, .. } if made_up => Error::MadeUp(source.to_string()),
+        error => error,
+    })?;
 
     progress(Step::Simplify);
     onnx::normalize(&mut model)?;
     let upgraded = onnx::upgrade(&mut model)?;
-    let mut reports = simplify(&mut model, &request.limits)?;
+    let mut reports = passes::simplify(&mut model, &request.limits)?;
 
     let mut stage_batches = std::iter::once(Ok(probe.clone())).chain(batches);
     let mut done = 0;
@@ -176,19 +186,9 @@ pub fn optimize(
     })
 }
 
-fn simplify(model: &mut Model, limits: &Limits) -> Result<Vec<Report>, Error> {
-    let mut reports = Vec::new();
-    // Biases last: a GELU is recognised by the rank that its bias proves.
-    for pass in [
-        fold_constants::apply,
-        fold_batch_norm::apply,
-        gelu::apply,
-        fold_bias::apply,
-    ] {
-        reports.push(pass(model)?);
-        onnx::check(model, limits)?;
-    }
-    Ok(reports)
+fn calibrates(stage: &Stage) -> bool {
+    let Stage::Quantize(settings) = stage;
+    settings.mode == Mode::Static
 }
 
 fn quantize(
@@ -249,7 +249,7 @@ fn run_baseline(
     probe: &[Tensor],
 ) -> Result<Vec<Tensor>, Error> {
     let path = request.output.with_added_extension("baseline");
-    let written = onnx::write(model, &path)?;
+    let written = onnx::write_scratch(model, &path)?;
     let outputs = run(runtime, "baseline", &path, probe);
     for file in std::iter::once(&written.model).chain(&written.external) {
         std::fs::remove_file(file).map_err(|source| onnx::Error::Io {
