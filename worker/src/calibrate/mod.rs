@@ -85,7 +85,9 @@ pub type Batches<'b> = &'b mut dyn Iterator<Item = Result<Vec<Tensor>, DataError
 pub struct Observed {
     /// Values to keep apart.
     pub range: Range,
-    /// The same, and at least as far as samples to come will reach: for what must not be cut off.
+    /// Everything that was seen.
+    pub full: Range,
+    /// The range, and at least as far as samples to come will reach: for what must not be cut off.
     pub reach: Range,
     /// Number of dimensions, where it was the same in every batch.
     pub rank: Option<usize>,
@@ -142,8 +144,17 @@ pub fn calibrate(
         .map(|(name, seen)| {
             let rank = seen.rank.filter(|_| !seen.rank_varies);
             let range = seen.range(name, method)?;
+            let full = seen.extent.range().unwrap_or(range);
             let reach = seen.extremes.reach(range);
-            Ok((name.to_owned(), Observed { range, reach, rank }))
+            Ok((
+                name.to_owned(),
+                Observed {
+                    range,
+                    full,
+                    reach,
+                    rank,
+                },
+            ))
         })
         .collect()
 }
@@ -171,9 +182,10 @@ fn tapped(
         .flat_map(|node| node.inputs.iter().map(String::as_str).chain(onnx::captured(node)))
         .collect();
     tapped.graph.inputs.retain(|input| used.contains(input.name.as_str()));
+    // Optimized as in production: outputs keep their names and stay, and float kernels are several times faster.
     let options = Options {
         threads,
-        optimize: Optimize::Nothing,
+        optimize: Optimize::Everything,
         ..Options::default()
     };
     Ok(Some(runtime.open_bytes(&onnx::to_bytes(&tapped), &options)?))

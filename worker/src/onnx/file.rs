@@ -183,9 +183,9 @@ fn replace(path: &Path, durable: Durable, fill: impl FnOnce(&mut dyn Write) -> i
     let write = || -> io::Result<u64> {
         let mut out = io::BufWriter::with_capacity(1 << 16, File::create(&partial)?);
         let bytes = fill(&mut out)?;
-        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let written = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         if durable == Durable::Yes {
-            file.sync_all()?;
+            written.sync_all()?;
         }
         std::fs::rename(&partial, path)?;
         Ok(bytes)

@@ -26,7 +26,7 @@ use Size::{Known, Same};
 /// Shapes of the values of one graph.
 #[derive(Debug, Default)]
 pub struct Shapes<'g> {
-    shapes: HashMap<&'g str, Vec<Size>>,
+    of: HashMap<&'g str, Vec<Size>>,
     values: HashMap<&'g str, Vec<Size>>,
     constants: HashMap<&'g str, &'g Tensor>,
     next: u32,
@@ -46,7 +46,7 @@ impl<'g> Shapes<'g> {
                 .dims
                 .iter()
                 .map(|&dim| Known(i64::try_from(dim).unwrap_or(i64::MAX)));
-            shapes.shapes.insert(&tensor.name, dims.collect());
+            shapes.of.insert(&tensor.name, dims.collect());
             shapes.constants.insert(&tensor.name, tensor);
             if tensor.len() <= MOST_VALUES
                 && let Some(values) = tensor.to_ints()
@@ -65,11 +65,11 @@ impl<'g> Shapes<'g> {
                 _ => shapes.unknown(),
             });
             let dims = dims.collect();
-            shapes.shapes.insert(&input.name, dims);
+            shapes.of.insert(&input.name, dims);
         }
         for node in &graph.nodes {
             if let Some(shape) = shapes.shape_of(node) {
-                shapes.shapes.insert(node.output(), shape);
+                shapes.of.insert(node.output(), shape);
             }
             if let Some(values) = shapes.values_of(node).filter(|values| values.len() <= MOST_VALUES) {
                 shapes.values.insert(node.output(), values);
@@ -80,7 +80,7 @@ impl<'g> Shapes<'g> {
 
     /// The shape of a value.
     pub fn get(&self, value: &str) -> Option<&[Size]> {
-        self.shapes.get(value).map(Vec::as_slice)
+        self.of.get(value).map(Vec::as_slice)
     }
 
     /// The number of dimensions of a value.
@@ -99,7 +99,7 @@ impl<'g> Shapes<'g> {
     }
 
     fn input(&self, node: &Node, slot: usize) -> Option<Vec<Size>> {
-        self.shapes.get(node.input(slot)?).cloned()
+        self.of.get(node.input(slot)?).cloned()
     }
 
     /// Integers that are constant, from an input.
@@ -173,6 +173,13 @@ impl<'g> Shapes<'g> {
                 }
                 Some(shape)
             }
+            _ => self.moved(node).or_else(|| self.computed(node)),
+        }
+    }
+
+    /// Operators that move elements.
+    fn moved(&mut self, node: &'g Node) -> Option<Vec<Size>> {
+        match node.op_type.as_str() {
             "Expand" => {
                 let target = self.values.get(node.input(1)?)?.clone();
                 let shape = self.input(node, 0)?;
@@ -223,6 +230,19 @@ impl<'g> Shapes<'g> {
                 let axis = from_front(node.int("axis", 0)?, data.len())?;
                 Some([&data[..axis], &indices, &data[axis + 1..]].concat())
             }
+            "Flatten" => {
+                let shape = self.input(node, 0)?;
+                let axis = from_front(node.int("axis", 1)?, shape.len() + 1)?;
+                let (outer, inner) = shape.split_at(axis);
+                Some(vec![self.product(outer), self.product(inner)])
+            }
+            _ => None,
+        }
+    }
+
+    /// Operators that combine elements.
+    fn computed(&mut self, node: &'g Node) -> Option<Vec<Size>> {
+        match node.op_type.as_str() {
             "MatMul" => {
                 let (left, right) = (self.input(node, 0)?, self.input(node, 1)?);
                 let (Some(rows), Some(columns)) = (left.len().checked_sub(2), right.len().checked_sub(2)) else {
@@ -248,12 +268,6 @@ impl<'g> Shapes<'g> {
                 let spatial = shape.iter().skip(2).map(|_| self.unknown()).collect::<Vec<_>>();
                 Some(shape.iter().take(2).copied().chain(spatial).collect())
             }
-            "Flatten" => {
-                let shape = self.input(node, 0)?;
-                let axis = from_front(node.int("axis", 1)?, shape.len() + 1)?;
-                let (outer, inner) = shape.split_at(axis);
-                Some(vec![self.product(outer), self.product(inner)])
-            }
             "ReduceMax" | "ReduceMin" | "ReduceMean" | "ReduceSum" | "ReduceProd" | "ReduceL2" | "ReduceSumSquare" => {
                 let shape = self.input(node, 0)?;
                 let axes = if node.ints("axes").is_some() || node.input(1).is_some() {
@@ -264,13 +278,13 @@ impl<'g> Shapes<'g> {
                     (0..shape.len()).collect()
                 };
                 let keep = node.int("keepdims", 1)? == 1;
-                let sizes = shape
-                    .into_iter()
-                    .enumerate()
-                    .filter_map(|(axis, size)| match axes.contains(&axis) {
-                        false => Some(size),
-                        true => keep.then_some(Known(1)),
-                    });
+                let sizes = shape.into_iter().enumerate().filter_map(|(axis, size)| {
+                    if axes.contains(&axis) {
+                        keep.then_some(Known(1))
+                    } else {
+                        Some(size)
+                    }
+                });
                 Some(sizes.collect())
             }
             _ => None,
@@ -284,7 +298,7 @@ impl<'g> Shapes<'g> {
         let value = |slot: usize| self.values.get(node.input(slot)?);
         match node.op_type.as_str() {
             "Shape" => {
-                let shape = self.shapes.get(node.input(0)?)?;
+                let shape = self.of.get(node.input(0)?)?;
                 let bound = |name: &str, default: i64| -> Option<usize> {
                     let rank = i64::try_from(shape.len()).ok()?;
                     let bound = node.int(name, default)?;

@@ -112,9 +112,9 @@ impl Product<'_> {
         nodes.push(Node::new("Clip", &[&indices, &least.name, &most.name], &[&clipped]));
         let gather = Node::new("Gather", &[&table.name, &clipped], &[output]);
         nodes.push(gather.with("axis", AttributeValue::Int(0)));
-        [axes, least, most, table]
-            .into_iter()
-            .for_each(|tensor| patch.add_tensor(tensor));
+        for tensor in [axes, least, most, table] {
+            patch.add_tensor(tensor);
+        }
         patch.replace(position, nodes);
         Ok(())
     }

@@ -49,11 +49,21 @@ pub fn apply(model: &mut Model, settings: &Quantize, observed: &BTreeMap<String,
             .map(|(_, output)| (output, saturation::floor(&index, output)))
             .collect();
         let answers: BTreeSet<&str> = index.graph.outputs.iter().map(|output| output.name.as_str()).collect();
+        let peaks: BTreeSet<&str> = floors
+            .keys()
+            .copied()
+            .filter(|output| saturation::feeds_maximum(&index, output))
+            .collect();
         let affine = |name: &str| {
             let seen = observed.get(name)?;
             // What leaves the model is an answer: it is never cut where an answer may lie.
             let Range { min, max } = if answers.contains(name) { seen.reach } else { seen.range };
             let min = floors.get(name).map_or(min, |floor| min.max(*floor));
+            let max = if peaks.contains(name) {
+                max.max(seen.full.max)
+            } else {
+                max
+            };
             weights::affine(Range { min, max }, settings.activations)
         };
         sites.retain(|site| {
