@@ -8,6 +8,7 @@ pub mod data;
 mod deadline;
 pub mod failure;
 pub mod layout;
+mod made_up;
 mod mapped;
 pub mod onnx;
 pub mod optimize;

@@ -9,8 +9,9 @@ pub use stage::Stage;
 
 use crate::{
     calibrate::{self, DataError, Samples},
+    made_up,
     onnx::{self, Limits, Model, Tensor, shown},
-    passes::{self, Report, fold_batch_norm, fold_bias, fold_constants, gelu},
+    passes::{self, Report},
     session::{self, Options, Runtime},
 };
 use stage::Calibration;
@@ -47,9 +48,12 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// There is no sample to try the candidate on.
-    #[error("calibration data is empty: a candidate is never released without having run once")]
+    /// A stage that calibrates got no sample.
+    #[error("calibration data is empty: mode Static needs at least one sample")]
     NoSample,
+    /// Without data, and the model can't be run on inputs that were made up.
+    #[error("there is no calibration data, and the model can't be tried on made-up inputs ({0}): set data.calibration")]
+    MadeUp(String),
     /// The data ended with an error.
     #[error("calibration data: {0}")]
     Data(#[source] DataError),
@@ -113,7 +117,8 @@ pub struct OptimizeReport {
 /// Makes one candidate.
 ///
 /// `samples` opens the batches, each with one tensor for every input of the model. The first is also what baseline and candidate are
-/// run on; every stage that calibrates opens them anew.
+/// run on; every stage that calibrates opens them anew. Where none does, there may be no batch: a first run on made-up inputs takes its
+/// place, so that no candidate is released without having run.
 pub fn optimize(
     runtime: &Runtime,
     request: &Request<'_>,
@@ -125,13 +130,21 @@ pub fn optimize(
     onnx::check(&model, &request.limits)?;
     let bytes_before = total_bytes(&model, request.model)?;
     let nodes_before = model.graph.nodes.len();
-    let probe = samples().next().ok_or(Error::NoSample)?.map_err(Error::Data)?;
-    let baseline = run_baseline(runtime, &model, request, &probe)?;
+    let sample = samples().next().transpose().map_err(Error::Data)?;
+    let (probe, made_up) = match sample {
+        Some(sample) => (sample, false),
+        None if request.stages.iter().any(Stage::calibrates) => return Err(Error::NoSample),
+        None => (made_up::inputs(&model).map_err(Error::MadeUp)?, true),
+    };
+    let baseline = run_baseline(runtime, &model, request, &probe).map_err(|error| match error {
+        Error::Run { source, .. } if made_up => Error::MadeUp(source.to_string()),
+        error => error,
+    })?;
 
     progress(Step::Simplify);
     onnx::normalize(&mut model)?;
     let upgraded = onnx::upgrade(&mut model)?;
-    let mut reports = simplify(&mut model, &request.limits)?;
+    let mut reports = passes::simplify(&mut model, &request.limits)?;
 
     let mut done = 0;
     for stage in request.stages {
@@ -169,21 +182,6 @@ pub fn optimize(
     })
 }
 
-fn simplify(model: &mut Model, limits: &Limits) -> Result<Vec<Report>, Error> {
-    let mut reports = Vec::new();
-    // Biases last: a GELU is recognised by the rank that its bias proves.
-    for pass in [
-        fold_constants::apply,
-        fold_batch_norm::apply,
-        gelu::apply,
-        fold_bias::apply,
-    ] {
-        reports.push(pass(model)?);
-        onnx::check(model, limits)?;
-    }
-    Ok(reports)
-}
-
 /// Bytes of the baseline's files.
 fn total_bytes(model: &Model, path: &Path) -> Result<u64, Error> {
     let file = std::fs::metadata(path)
@@ -211,7 +209,7 @@ fn run_baseline(
     probe: &[Tensor],
 ) -> Result<Vec<Tensor>, Error> {
     let path = request.output.with_added_extension("baseline");
-    let written = onnx::write(model, &path)?;
+    let written = onnx::write_scratch(model, &path)?;
     let outputs = run(runtime, "baseline", &path, probe);
     for file in std::iter::once(&written.model).chain(&written.external) {
         std::fs::remove_file(file).map_err(|source| onnx::Error::Io {

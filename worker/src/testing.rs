@@ -118,14 +118,18 @@ impl Build {
 }
 
 /// Numbers between -1 and 1, the same for the same seed (`SplitMix64`).
+///
+/// The seed is mixed before it becomes the state: multiples of the step would give one stream, shifted, for all seeds.
 pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mix = |z: u64| {
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let mut state = mix(seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(1));
     let mut next = move || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        f32::from(u16::try_from((z ^ (z >> 31)) >> 48).unwrap()) / 32_768.0 - 1.0
+        f32::from(u16::try_from(mix(state) >> 48).unwrap()) / 32_768.0 - 1.0
     };
     (0..count).map(|_| next()).collect()
 }

@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: figures of the worker on this machine, with a peer's beside them from the same run. Nothing is asserted.
 //!
-//! Decides what is compared: the candidates of `examples/magika`, and ONNX Runtime's own static quantization of the same model with the
-//! same calibration rows, restricted to Conv and `MatMul` by hand (unrestricted, it crashes on this model). All models are measured by the
-//! worker at one thread, each in alternating blocks with FP32.
+//! Decides what is compared: the candidates of `examples/magika`, the static one once more with every calibration method, and ONNX Runtime's
+//! own quantization of the same model with the same calibration rows: dynamic, static by default, and static restricted to Conv and
+//! `MatMul` by hand. All models are measured by the worker at one thread, each in alternating blocks with FP32.
 
 use std::{
     fs::{self, File},
@@ -20,6 +20,7 @@ use assayer_crds::{
         Report, Role, Work, WorkerPlan, paths,
     },
     optimization::Candidate,
+    stages::{CalibrationKind, CalibrationMethod, QuantizeMode},
 };
 use clap::{Args, Subcommand};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -51,10 +52,19 @@ pub struct Options {
     /// Program to measure, such as target/release/assayer [default: built with the workspace's dev profile]
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+    /// Calibration rows, the same for the peer
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
+    samples: u32,
 }
 
 /// The peer, by its exact version; `onnx` is what it needs.
 const PEER: [&str; 2] = ["onnxruntime==1.32.0", "onnx"];
+/// Its ways: the script's argument, and how the table calls it.
+const WAYS: [(&str, &str); 3] = [
+    ("dynamic", "dynamic"),
+    ("default", "static"),
+    ("by-hand", "static, Conv and MatMul only, by hand"),
+];
 const SCRIPT: &str = include_str!("bench/peer.py");
 
 /// One way to get a small model.
@@ -66,9 +76,19 @@ struct Contestant {
     /// Its peak resident memory in MiB.
     memory: Vec<f64>,
     measured: Vec<Measured>,
+    /// Why there is no model to measure.
+    failed: Option<String>,
+}
+
+/// What the peer's script says.
+#[derive(serde::Deserialize)]
+struct Said {
+    peak: u64,
+    error: Option<String>,
 }
 
 struct Bed {
+    samples: u32,
     data: ExampleData,
     folder: tempfile::TempDir,
     program: PathBuf,
@@ -79,6 +99,7 @@ struct Bed {
 pub fn run(bench: &Bench, progress: &Progress) -> Result<()> {
     let Bench::Worker(options) = bench;
     let bed = Bed {
+        samples: options.samples,
         data: example::ensure(&example::default_folder(), progress)?,
         folder: tempfile::tempdir()?,
         program: match &options.program {
@@ -90,18 +111,20 @@ pub fn run(bench: &Bench, progress: &Progress) -> Result<()> {
     let mut contestants = Vec::new();
     let manifest = fs::read_to_string(cache::workspace().join("examples/magika/modeloptimization.yaml"))?;
     let manifest: ModelOptimization = serde_saphyr::from_str(&manifest)?;
-    for candidate in &manifest.spec.candidates {
+    for candidate in &candidates(manifest.spec.candidates) {
         let step = progress.step(format!("make {} {} times", candidate.name, options.runs));
         contestants.push(bed.make(candidate, options.runs)?);
         step.done("");
     }
     let python = peer(progress)?;
-    let step = progress.step(format!("make the peer's model {} times", options.runs));
-    contestants.push(bed.peer(&python, options.runs)?);
-    step.done("");
+    for way in WAYS {
+        let step = progress.step(format!("make the peer's model ({}) {} times", way.1, options.runs));
+        contestants.push(bed.peer(&python, way, options.runs)?);
+        step.done("");
+    }
     for round in 0..options.runs {
         let step = progress.step(format!("measure all, round {} of {}", round + 1, options.runs));
-        for contestant in &mut contestants {
+        for contestant in contestants.iter_mut().filter(|contestant| contestant.failed.is_none()) {
             let measured = bed
                 .measure(&contestant.model)
                 .with_context(|| contestant.name.clone())?;
@@ -126,7 +149,7 @@ impl Bed {
             stages: candidate.stages.clone(),
             calibration: Some(CalibrationSource {
                 uri: text(&self.data.calibration),
-                samples: 512,
+                samples: self.samples,
             }),
             inputs: inputs(),
             output: text(&self.folder.path().join("made")),
@@ -150,35 +173,40 @@ impl Bed {
             seconds,
             memory,
             measured: Vec::new(),
+            failed: None,
         })
     }
 
-    fn peer(&self, python: &Path, runs: u32) -> Result<Contestant> {
+    fn peer(&self, python: &Path, (way, called): (&str, &str), runs: u32) -> Result<Contestant> {
         let (script, rows) = (self.folder.path().join("peer.py"), self.folder.path().join("rows.i32"));
         fs::write(&script, SCRIPT)?;
         let width = unpack(&self.data.calibration, &rows)?;
-        let model = self.folder.path().join("peer.onnx");
-        let (mut seconds, mut memory) = (Vec::new(), Vec::new());
+        let model = self.folder.path().join(format!("peer-{way}.onnx"));
+        let (mut seconds, mut memory, mut failed) = (Vec::new(), Vec::new(), None);
         for _ in 0..runs {
             let mut command = Command::new("python3");
             command
                 .env("PYTHONPATH", python)
                 .arg(&script)
+                .arg(way)
                 .args([&self.data.model, &rows])
-                .arg(width.to_string())
+                .args([width.to_string(), self.samples.to_string()])
                 .arg(&model);
             let began = Instant::now();
             let said = process::read(&mut command)?;
             seconds.push(began.elapsed().as_secs_f64());
-            let peak = said.split_whitespace().last().and_then(|word| word.parse().ok());
-            memory.push(mebibytes(peak.with_context(|| format!("the peer said: {said}"))?));
+            let last = said.lines().last().unwrap_or_default();
+            let said: Said = serde_json::from_str(last).with_context(|| format!("the peer said: {said}"))?;
+            memory.push(mebibytes(said.peak));
+            failed = said.error;
         }
         Ok(Contestant {
-            name: format!("{} static, Conv and MatMul", PEER[0]),
+            name: format!("{} {called}", PEER[0]),
             model,
             seconds,
             memory,
             measured: Vec::new(),
+            failed,
         })
     }
 
@@ -227,6 +255,34 @@ impl Bed {
         fs::remove_dir_all(&root)?;
         Ok((serde_json::from_str(&said).context("read the worker's report")?, times))
     }
+}
+
+/// The manifest's candidates, and static ones with the calibration methods that it does not use.
+fn candidates(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let is_static = |candidate: &&Candidate| {
+        let quantize = candidate.stages.iter().find_map(|stage| stage.quantize.as_ref());
+        quantize.is_some_and(|quantize| quantize.mode == QuantizeMode::Static)
+    };
+    let Some(model) = candidates.iter().find(is_static).cloned() else {
+        return candidates;
+    };
+    for (name, method) in [
+        ("int8-minmax", CalibrationKind::MinMax),
+        ("int8-entropy", CalibrationKind::Entropy),
+    ] {
+        let mut more = model.clone();
+        name.clone_into(&mut more.name);
+        for quantize in more.stages.iter_mut().filter_map(|stage| stage.quantize.as_mut()) {
+            quantize.calibration = Some(CalibrationMethod {
+                method,
+                percentile: None,
+            });
+        }
+        if !candidates.iter().any(|candidate| candidate.stages == more.stages) {
+            candidates.push(more);
+        }
+    }
+    candidates
 }
 
 /// The folder with the peer's packages, fetched if they are not in the cache yet.

@@ -6,17 +6,19 @@
 use super::range::{Extent, Range};
 
 /// Bins on each side of zero.
-const HALF: i64 = 4096;
-const BINS: usize = 8192; // twice HALF
+const HALF: i64 = 16_384;
+const BINS: usize = 32_768; // twice HALF
 /// Narrowest bins: below the smallest normal float nothing needs to be told apart.
 const MIN_EXPONENT: i32 = -126;
 
-/// Counts of values in bins of one width. Bin `i` holds values from `(i - 4096) * 2^exponent` on.
+/// Counts of values in bins of one width. Bin `i` holds values from `(i - 16384) * 2^exponent` on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Histogram {
     exponent: i32,
     counts: Vec<u64>,
     total: u64,
+    /// Values that are exactly zero; they are in `counts` too.
+    zeros: u64,
 }
 
 impl Default for Histogram {
@@ -25,6 +27,7 @@ impl Default for Histogram {
             exponent: MIN_EXPONENT,
             counts: vec![0; BINS],
             total: 0,
+            zeros: 0,
         }
     }
 }
@@ -43,6 +46,7 @@ impl Histogram {
         for &value in values {
             let bin = (f64::from(value) * scale).floor() as i64 + HALF;
             self.counts[bin.clamp(0, 2 * HALF - 1) as usize] += 1;
+            self.zeros += u64::from(value == 0.0);
         }
         self.total += values.len() as u64;
     }
@@ -56,6 +60,7 @@ impl Histogram {
             .zip(&other.counts)
             .for_each(|(count, more)| *count += more);
         self.total += other.total;
+        self.zeros += other.zeros;
     }
 
     fn widen(&mut self, exponent: i32) {
@@ -80,13 +85,14 @@ impl Histogram {
         2_f64.powi(self.exponent)
     }
 
-    /// Counts by magnitude: element `i` holds values from `i` to `i + 1` widths away from zero, on both sides.
-    pub(super) fn magnitudes(&self) -> Vec<u64> {
-        let (below, above) = self.counts.split_at(BINS / 2);
-        above
-            .iter()
-            .zip(below.iter().rev())
-            .map(|(above, below)| above + below)
+    /// Middle and count of every bin that holds something, in order; values that are exactly zero are left out.
+    #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    pub(super) fn nonzero(&self) -> Vec<(f64, f64)> {
+        let counts = self.counts.iter().zip(-HALF..);
+        counts
+            .map(|(&count, bin)| (bin, if bin == 0 { count - self.zeros } else { count }))
+            .filter(|(_, count)| *count > 0)
+            .map(|(bin, count)| ((bin as f64 + 0.5) * self.width(), count as f64))
             .collect()
     }
 
@@ -111,7 +117,7 @@ impl Histogram {
     #[allow(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
-        reason = "4096 widths fit a float"
+        reason = "16,384 widths fit a float"
     )]
     pub(super) fn range_of(&self, lowest: i64, highest: i64) -> Range {
         let edge = |bin: i64| ((bin as f64 * self.width()) as f32).clamp(f32::MIN, f32::MAX);
@@ -123,9 +129,10 @@ impl Histogram {
 }
 
 /// The narrowest bins with which `magnitude` falls strictly inside.
+#[allow(clippy::cast_precision_loss, reason = "a small power of two")]
 fn exponent_for(magnitude: f32) -> i32 {
     let mut exponent = MIN_EXPONENT;
-    while f64::from(magnitude) >= 4096.0 * 2_f64.powi(exponent) {
+    while f64::from(magnitude) >= HALF as f64 * 2_f64.powi(exponent) {
         exponent += 1;
     }
     exponent
@@ -175,9 +182,10 @@ mod tests {
     #[test]
     fn bin_edges_are_where_they_should_be() {
         let histogram = of(&[-1.0, -0.5, 0.0, 0.5, 0.999]);
-        assert!((histogram.width() - 2_f64.powi(-11)).abs() < f64::EPSILON * 2_f64.powi(-11));
-        assert_eq!(histogram.counts[4096], 1);
-        assert_eq!(histogram.counts[4096 + 1024], 1);
-        assert_eq!(histogram.counts[4096 - 2048], 1);
+        assert!((histogram.width() - 2_f64.powi(-13)).abs() < f64::EPSILON * 2_f64.powi(-13));
+        assert_eq!(histogram.counts[16_384], 1);
+        assert_eq!(histogram.counts[16_384 + 4096], 1);
+        assert_eq!(histogram.counts[16_384 - 8192], 1);
+        assert_eq!((histogram.zeros, histogram.nonzero().len()), (1, 4));
     }
 }

@@ -5,6 +5,7 @@
 
 mod channels;
 mod entropy;
+mod extremes;
 mod gram;
 mod histogram;
 mod range;
@@ -16,6 +17,7 @@ pub use self::{
     range::{Extent, Range},
 };
 
+use self::extremes::Extremes;
 use crate::{
     onnx::{self, Model, Tensor, ValueInfo, prune, shown},
     session::{self, Optimize, Options, Runtime},
@@ -89,6 +91,10 @@ pub type Samples<'s> = &'s dyn Fn() -> Box<dyn Iterator<Item = Result<Vec<Tensor
 pub struct Observed {
     /// Values to keep apart.
     pub range: Range,
+    /// Everything that was seen.
+    pub full: Range,
+    /// The range, and at least as far as samples to come will reach: for what must not be cut off.
+    pub reach: Range,
     /// Number of dimensions, where it was the same in every batch.
     pub rank: Option<usize>,
 }
@@ -122,10 +128,15 @@ pub fn calibrate(
     seen.into_iter()
         .map(|(name, seen)| {
             let rank = seen.rank.filter(|_| !seen.rank_varies);
+            let range = seen.range(name, method)?;
+            let full = seen.extent.range().unwrap_or(range);
+            let reach = seen.extremes.reach(range);
             Ok((
                 name.to_owned(),
                 Observed {
-                    range: seen.range(name, method)?,
+                    range,
+                    full,
+                    reach,
                     rank,
                 },
             ))
@@ -272,9 +283,10 @@ fn tapped(
         .flat_map(|node| node.inputs.iter().map(String::as_str).chain(onnx::captured(node)))
         .collect();
     tapped.graph.inputs.retain(|input| used.contains(input.name.as_str()));
+    // Optimized as in production: outputs keep their names and stay, and float kernels are several times faster.
     let options = Options {
         threads,
-        optimize: Optimize::Nothing,
+        optimize: Optimize::Everything,
         ..Options::default()
     };
     Ok(Some(runtime.open_bytes(&onnx::to_bytes(&tapped), &options)?))
@@ -283,6 +295,7 @@ fn tapped(
 /// What is kept of one tensor.
 struct Seen {
     extent: Extent,
+    extremes: Extremes,
     histogram: Option<Histogram>,
     rank: Option<usize>,
     rank_varies: bool,
@@ -293,6 +306,7 @@ impl Seen {
         let histogram = (method != Method::MinMax).then(Histogram::default);
         Self {
             extent: Extent::default(),
+            extremes: Extremes::default(),
             histogram,
             rank: None,
             rank_varies: false,
@@ -303,6 +317,7 @@ impl Seen {
     fn add(&mut self, values: &[f32]) -> Result<(), f32> {
         let extent = Extent::of(values)?;
         self.extent.merge(extent);
+        self.extremes.add(extent);
         if let Some(histogram) = &mut self.histogram {
             histogram.add(values, extent);
         }
@@ -316,7 +331,7 @@ impl Seen {
             .ok_or_else(|| Error::NeverSeen { name: shown(name) })?;
         let chosen = match (&self.histogram, method) {
             (Some(histogram), Method::Percentile(percentile)) => histogram.percentile(percentile),
-            (Some(histogram), Method::Entropy) => entropy::range(histogram),
+            (Some(histogram), Method::Entropy) => entropy::range(histogram, full),
             _ => return Ok(full),
         };
         Ok(chosen.intersect(full))

@@ -126,11 +126,14 @@ impl Feed {
         Ok(tensors)
     }
 
-    /// Batches of at most `size` rows, in order.
+    /// The first row alone, which is what a model is tried on, and then batches of at most `size` rows, in order.
     pub fn batches(&self, size: usize) -> impl Iterator<Item = Result<Vec<Tensor>, Error>> + '_ {
         let size = size.clamp(1, self.most) as u64;
         let rows = self.rows();
-        (0..rows.div_ceil(size)).map(move |batch| self.tensors(batch * size..((batch + 1) * size).min(rows)))
+        let first = (rows > 0).then_some(0..1);
+        let rest = (1..rows).step_by(usize::try_from(size).unwrap_or(usize::MAX));
+        let rest = rest.map(move |from| from..(from + size).min(rows));
+        first.into_iter().chain(rest).map(|rows| self.tensors(rows))
     }
 }
 

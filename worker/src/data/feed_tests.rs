@@ -58,7 +58,7 @@ fn rows_take_the_declared_shape() {
     }
     let feed = Feed::open(folder.path(), takes(ElementType::Uint8, None)).unwrap();
     let sizes: Vec<usize> = feed.batches(2).map(|batch| batch.unwrap()[0].dims[0]).collect();
-    assert_eq!(sizes, [2, 1]);
+    assert_eq!(sizes, [1, 2]);
     let one = Feed::open(
         folder.path(),
         takes(ElementType::Uint8, Some(vec![Dim::Fixed(1), Dim::Fixed(4)])),

@@ -104,10 +104,22 @@ pub fn to_bytes(model: &Model) -> Vec<u8> {
 ///
 /// Both files appear under their names only when complete. Equal models give equal bytes.
 pub fn write(model: &Model, path: &Path) -> Result<Written, Error> {
-    write_with(model, path, EXTERNAL_ABOVE)
+    write_with(model, path, EXTERNAL_ABOVE, Durable::Yes)
 }
 
-fn write_with(model: &Model, path: &Path, external_above: u64) -> Result<Written, Error> {
+/// The same for a file that this process alone reads and soon removes: nothing waits for the disk.
+pub fn write_scratch(model: &Model, path: &Path) -> Result<Written, Error> {
+    write_with(model, path, EXTERNAL_ABOVE, Durable::No)
+}
+
+/// Whether a file must survive a crash of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    Yes,
+    No,
+}
+
+fn write_with(model: &Model, path: &Path, external_above: u64, durable: Durable) -> Result<Written, Error> {
     let total: u64 = model
         .graph
         .initializers
@@ -118,11 +130,11 @@ fn write_with(model: &Model, path: &Path, external_above: u64) -> Result<Written
     if total > external_above {
         let data_path = path.with_added_extension("data");
         placement = place(model, &data_path);
-        bytes += replace(&data_path, |out| write_external(model, &placement, out))?;
+        bytes += replace(&data_path, durable, |out| write_external(model, &placement, out))?;
         external = Some(data_path);
     }
     let rope = encode::model(model, &placement);
-    bytes += replace(path, |out| {
+    bytes += replace(path, durable, |out| {
         rope.chunks().try_for_each(|chunk| out.write_all(chunk))?;
         Ok(rope.len() as u64)
     })?;
@@ -160,8 +172,8 @@ fn write_external(model: &Model, placement: &Placement, out: &mut dyn Write) -> 
     Ok(at)
 }
 
-/// Writes a neighbour of `path`, syncs it, and renames it into place.
-fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<u64>) -> Result<u64, Error> {
+/// Writes a neighbour of `path`, syncs it where that matters, and renames it into place.
+fn replace(path: &Path, durable: Durable, fill: impl FnOnce(&mut dyn Write) -> io::Result<u64>) -> Result<u64, Error> {
     let failed = |source| Error::Io {
         action: "write",
         path: path.to_owned(),
@@ -171,7 +183,10 @@ fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<u64>) ->
     let write = || -> io::Result<u64> {
         let mut out = io::BufWriter::with_capacity(1 << 16, File::create(&partial)?);
         let bytes = fill(&mut out)?;
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        let written = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        if durable == Durable::Yes {
+            written.sync_all()?;
+        }
         std::fs::rename(&partial, path)?;
         Ok(bytes)
     };
@@ -201,7 +216,7 @@ mod tests {
             },
             ..Model::default()
         };
-        let written = write_with(&model, &path, 1000).unwrap();
+        let written = write_with(&model, &path, 1000, Durable::Yes).unwrap();
         assert_eq!(
             written.external.as_deref(),
             Some(folder.path().join("m.onnx.data").as_path())

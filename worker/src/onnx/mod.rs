@@ -19,6 +19,7 @@ mod normalize;
 mod ops;
 mod opset;
 mod patch;
+mod shapes;
 mod value_type;
 mod wire;
 
@@ -29,7 +30,7 @@ pub use self::{
     check::check,
     element::ElementType,
     error::{Error, shown},
-    file::{Written, from_bytes, read, to_bytes, write},
+    file::{Written, from_bytes, read, to_bytes, write, write_scratch},
     index::{Index, Use, captured},
     limits::Limits,
     model::{
@@ -39,4 +40,5 @@ pub use self::{
     normalize::{Normalized, normalize, prune, rename},
     opset::{TARGET_OPSET, Upgraded, upgrade},
     patch::{Names, Patch, apply},
+    shapes::{Shapes, Size, from_front, permutation},
 };

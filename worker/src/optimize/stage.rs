@@ -35,6 +35,15 @@ pub(super) struct Calibration<'r, 's, 'p> {
 type Told<'t> = &'t mut dyn FnMut(u64);
 
 impl Stage {
+    /// Whether it needs samples.
+    pub(super) fn calibrates(&self) -> bool {
+        match self {
+            Self::Smooth => true,
+            Self::Quantize(settings) => settings.mode == Mode::Static,
+            Self::QuantizeBlocks(settings) => settings.rounding == Rounding::Gptq,
+        }
+    }
+
     /// Changes the model; one report for each pass that ran.
     pub(super) fn apply(
         &self,

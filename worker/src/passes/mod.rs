@@ -7,10 +7,14 @@ mod blocks;
 pub mod fold_batch_norm;
 pub mod fold_bias;
 pub mod fold_constants;
+pub mod fold_shapes;
+pub mod fold_table;
 pub mod gelu;
 mod gptq;
 mod layout;
+pub mod one_hot;
 mod polynomial;
+mod product;
 pub mod quantize_blocks;
 pub mod quantize_dynamic;
 pub mod quantize_static;
@@ -19,6 +23,7 @@ mod saturation;
 mod site;
 pub mod smooth;
 mod weights;
+mod windows;
 
 pub use blocks::Bits;
 pub use quantize_blocks::{Blocks, Rounding};
@@ -176,5 +181,26 @@ pub enum Granularity {
     PerTensor,
 }
 
+/// Rewrites the float model without changing what it computes; every pass is checked.
+pub fn simplify(model: &mut onnx::Model, limits: &onnx::Limits) -> Result<Vec<Report>, Error> {
+    let mut reports = Vec::new();
+    // Shapes first: they prove what the others ask. Biases last: a GELU is recognised by the rank that its bias proves.
+    for pass in [
+        fold_constants::apply,
+        fold_shapes::apply,
+        fold_batch_norm::apply,
+        gelu::apply,
+        one_hot::apply,
+        fold_table::apply,
+        fold_bias::apply,
+    ] {
+        reports.push(pass(model)?);
+        onnx::check(model, limits)?;
+    }
+    Ok(reports)
+}
+
+#[cfg(test)]
+mod simplify_tests;
 #[cfg(test)]
 mod tests;

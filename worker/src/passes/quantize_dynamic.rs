@@ -1,23 +1,22 @@
-//! Dynamic INT8: weights packed once, activations quantized at run time from the extremes of each input.
+//! Dynamic INT8: weights packed once, activations quantized at run time from the extremes of each input. Needs no data.
 //!
-//! The layout is the one that ONNX Runtime fuses: `DynamicQuantizeLinear`, an integer product, `Cast`, and one `Mul` by
-//! the product of both scales. Matrix products gain from it; convolutions are smaller but have no fast kernel, which is
-//! for a latency gate to find out, not for this pass.
+//! Matrix products become ONNX Runtime's own integer products with their bias; convolutions become products of rows where
+//! that pays and stay float where it does not, because ONNX Runtime's dynamic integer convolution is slower than its float
+//! one. An input that several products read is quantized once.
 
 use super::{
     Activations, Error, Granularity, Quantize, Report,
     layout::{Layout, Packed},
+    product::{self, Product},
     site::{Kind, Site, sites},
-    weights::{self, QuantizedWeights},
+    windows::Windows,
 };
-use crate::onnx::{
-    AttributeValue, ElementType, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown,
-};
+use crate::onnx::{Index, Model, Names, Node, Patch, Shapes, apply as apply_patch, prune, rename};
 use std::collections::HashMap;
 
 const NAME: &str = "quantize-dynamic";
 
-/// Quantizes every site.
+/// Quantizes every site that pays.
 pub fn apply(model: &mut Model, settings: &Quantize) -> Result<Report, Error> {
     if settings.activations != Activations::UInt8 {
         return Err(Error::Setting {
@@ -30,29 +29,52 @@ pub fn apply(model: &mut Model, settings: &Quantize) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
     let patch = {
         let index = Index::new(&model.graph);
-        let sites = sites(&index, &mut report);
-        let layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
+        let mut chosen = Vec::new();
+        for site in sites(&index, &mut report) {
+            match windows(&site) {
+                Ok(windows) => chosen.push((site, windows)),
+                Err(why) => report.leave(site.node, why),
+            }
+        }
+        let mut readers: HashMap<&str, usize> = HashMap::new();
+        for (site, _) in &chosen {
+            *readers.entry(site.input()).or_default() += 1;
+        }
         let mut rewrite = Rewrite {
+            shapes: Shapes::new(&model.graph),
+            layout: Layout::new(Patch::new(NAME), Names::new(&model.graph)),
             index,
             granularity: settings.granularity,
-            layout,
             activations: HashMap::new(),
         };
-        for site in &sites {
-            rewrite.site(site)?;
+        for (site, windows) in &chosen {
+            match windows {
+                Some(windows) => rewrite.convolution(site, windows)?,
+                None => rewrite.product(site, readers[site.input()] > 1)?,
+            }
             report.changed += 1;
         }
         rewrite.layout.patch
     };
     let report = super::require_effect(report)?;
     apply_patch(&mut model.graph, patch)?;
+    model.import(product::DOMAIN, 1);
     prune(&mut model.graph);
     rename(model);
     Ok(report)
 }
 
+/// The windows of a convolution; none for products.
+fn windows(site: &Site<'_>) -> Result<Option<Windows>, &'static str> {
+    match site.kind {
+        Kind::Conv => Windows::of(site.node, site.weights).map(Some),
+        Kind::MatMul | Kind::Gemm { .. } => Ok(None),
+    }
+}
+
 struct Rewrite<'g> {
     index: Index<'g>,
+    shapes: Shapes<'g>,
     granularity: Granularity,
     layout: Layout,
     activations: HashMap<String, Packed>,
@@ -77,97 +99,34 @@ impl Rewrite<'_> {
         packed
     }
 
-    fn site(&mut self, site: &Site<'_>) -> Result<(), Error> {
-        let activation = self.activation(site.input());
-        let (weights, axis) = channels_as_run(site)?;
-        let quantized =
-            weights::quantize(&weights, axis, self.granularity, |_| 0.0).ok_or_else(|| Error::NotFinite {
-                name: shown(&site.weights.name),
-            })?;
-        let packed = match site.kind {
-            Kind::Conv => self.unsigned(&weights, &quantized)?,
-            Kind::MatMul | Kind::Gemm { .. } => self.layout.weights(&weights, axis, quantized)?,
+    /// `shared`: other sites read the same input.
+    fn product(&mut self, site: &Site<'_>, shared: bool) -> Result<(), Error> {
+        let rank = self.shapes.rank(site.input());
+        let product = Product::new(&mut self.layout, &self.index, site, self.granularity, rank)?;
+        let node = if shared {
+            let activation = self.activation(site.input());
+            product.of_quantized(&activation)
+        } else {
+            product.of_float(site.input())
         };
-        let output = site.node.output().to_owned();
-        let fresh = |this: &mut Self, suffix: &str| this.layout.names.fresh(&output, suffix);
-        let (sum, float, scale) = (fresh(self, "/int32"), fresh(self, "/float"), fresh(self, "/scales"));
-        let inputs = [
-            activation.values.as_str(),
-            &packed.values,
-            &activation.zero_point,
-            &packed.zero_point,
-        ];
-        let product = match site.kind {
-            Kind::Conv => {
-                let node = Node::new("ConvInteger", &inputs, &[&sum]);
-                Node {
-                    attributes: site.node.attributes.clone(),
-                    ..node
-                }
-            }
-            Kind::MatMul | Kind::Gemm { .. } => Node::new("MatMulInteger", &inputs, &[&sum]),
-        };
-        let cast = Node::new("Cast", &[&sum], &[&float]).with("to", AttributeValue::Int(ElementType::Float.number()));
-        let scales = Node::new("Mul", &[&activation.scale, &packed.scale], &[&scale]);
-        let mut nodes = vec![product, cast, scales];
-        match self.bias(site)? {
-            None => nodes.push(Node::new("Mul", &[&float, &scale], &[&output])),
-            Some(bias) => {
-                let unbiased = fresh(self, "/scaled");
-                nodes.push(Node::new("Mul", &[&float, &scale], &[&unbiased]));
-                nodes.push(Node::new("Add", &[&unbiased, &bias], &[&output]));
-            }
-        }
-        self.layout.patch.replace(site.position, nodes);
+        self.layout.patch.replace(site.position, vec![node]);
         Ok(())
     }
 
-    /// ONNX Runtime's integer convolution takes unsigned weights: the same values, 128 higher, with zero point 128.
-    fn unsigned(&mut self, weights: &Tensor, quantized: &QuantizedWeights) -> Result<Packed, Error> {
-        let bytes: Vec<u8> = quantized
-            .values
-            .iter()
-            .map(|value| value.cast_unsigned() ^ 0x80)
-            .collect();
-        let (base, names) = (&weights.name, &mut self.layout.names);
-        let values = Tensor::new(&names.fresh(base, "/q"), ElementType::Uint8, &weights.dims, bytes)?;
-        let zero_point = Tensor::new(&names.fresh(base, "/zero_point"), ElementType::Uint8, &[], vec![128])?;
-        let mut dims = vec![1; weights.dims.len() - 1];
-        dims[0] = quantized.scales.len();
-        let dims: &[usize] = if quantized.scales.len() == 1 { &[] } else { &dims };
-        let scale = Tensor::floats(&names.fresh(base, "/scale"), dims, &quantized.scales)?;
-        let layout = &mut self.layout;
-        Ok(Packed {
-            values: layout.add(values),
-            scale: layout.add(scale),
-            zero_point: layout.add(zero_point),
-        })
-    }
-
-    /// The bias, shaped to be added to the output.
-    fn bias(&mut self, site: &Site<'_>) -> Result<Option<String>, Error> {
-        let Some((bias, values)) = site.bias.and_then(|bias| Some((bias, bias.to_floats()?))) else {
-            return Ok(None);
+    fn convolution(&mut self, site: &Site<'_>, windows: &Windows) -> Result<(), Error> {
+        let activation = self.activation(site.input());
+        let output = site.node.output().to_owned();
+        let (mut nodes, rows) = windows.rows(&mut self.layout, &activation)?;
+        let turned = self.layout.names.fresh(&output, "/channels_last");
+        let matrix = windows.matrix(site.weights)?;
+        let product = Product::of_matrix(&mut self.layout, &matrix, site.bias, self.granularity, &turned)?;
+        let rows = Packed {
+            values: rows,
+            ..activation
         };
-        let mut dims = vec![values.len()];
-        if site.kind == Kind::Conv {
-            dims.resize(site.weights.dims.len() - 1, 1);
-        }
-        let name = self.layout.names.fresh(&bias.name, "/add");
-        Ok(Some(self.layout.add(Tensor::floats(&name, &dims, &values)?)))
+        nodes.push(product.of_quantized(&rows));
+        nodes.push(windows.back(&turned, &output));
+        self.layout.patch.replace(site.position, nodes);
+        Ok(())
     }
-}
-
-/// The weights with the axis of their channels; a transposed matrix is turned to what `MatMulInteger` takes.
-fn channels_as_run(site: &Site<'_>) -> Result<(Tensor, usize), Error> {
-    if site.kind != (Kind::Gemm { transposed: true }) {
-        return Ok((site.weights.clone(), site.channel_axis()));
-    }
-    let (rows, columns) = (site.weights.dims[0], site.weights.dims[1]);
-    let floats = site.weights.to_floats().unwrap_or_default();
-    let turned: Vec<f32> = (0..columns)
-        .flat_map(|column| (0..rows).map(move |row| (row, column)))
-        .map(|(row, column)| floats[row * columns + column])
-        .collect();
-    Ok((Tensor::floats(&site.weights.name, &[columns, rows], &turned)?, 1))
 }

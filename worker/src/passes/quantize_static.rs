@@ -1,12 +1,13 @@
 //! Static INT8 in the layout that ONNX Runtime really fuses to its integer kernels.
 //!
 //! Convolution fuses only as DQ(x), DQ(w), DQ(int32 bias) -> Conv (-> Relu | Clip) -> Q, so its output is quantized too;
-//! a matrix product fuses without a Q behind it and keeps float outputs, so it is not rounded. Everything else is left
-//! float. `plan` chooses sites and the tensors whose ranges are needed, `apply` rewrites once those are known.
+//! a matrix product is written as the operator that takes its bias along and keeps float outputs, so it is not rounded.
+//! Everything else is left float. `taps` chooses the tensors whose ranges are needed, `apply` rewrites once those are known.
 
 use super::{
-    Error, Granularity, Quantize, Report,
+    Activations, Error, Granularity, Quantize, Report,
     layout::{self, Layout, Packed},
+    product::{self, Product},
     saturation,
     site::{Kind, Site, sites},
     weights::{self, Affine},
@@ -47,9 +48,22 @@ pub fn apply(model: &mut Model, settings: &Quantize, observed: &BTreeMap<String,
             .filter_map(|site| fused_output(&index, site))
             .map(|(_, output)| (output, saturation::floor(&index, output)))
             .collect();
+        let answers: BTreeSet<&str> = index.graph.outputs.iter().map(|output| output.name.as_str()).collect();
+        let peaks: BTreeSet<&str> = floors
+            .keys()
+            .copied()
+            .filter(|output| saturation::feeds_maximum(&index, output))
+            .collect();
         let affine = |name: &str| {
-            let Range { min, max } = observed.get(name)?.range;
+            let seen = observed.get(name)?;
+            // What leaves the model is an answer: it is never cut where an answer may lie.
+            let Range { min, max } = if answers.contains(name) { seen.reach } else { seen.range };
             let min = floors.get(name).map_or(min, |floor| min.max(*floor));
+            let max = if peaks.contains(name) {
+                max.max(seen.full.max)
+            } else {
+                max
+            };
             weights::affine(Range { min, max }, settings.activations)
         };
         sites.retain(|site| {
@@ -73,16 +87,19 @@ pub fn apply(model: &mut Model, settings: &Quantize, observed: &BTreeMap<String,
         };
         rewrite.outputs(&sites, &affine)?;
         for site in &sites {
-            let matrix = observed
-                .get(site.input())
-                .is_some_and(|observed| observed.rank == Some(2));
-            rewrite.site(site, matrix, &affine)?;
+            let rank = observed.get(site.input()).and_then(|observed| observed.rank);
+            if site.kind == Kind::Conv || settings.activations == Activations::Int8 {
+                rewrite.between(site, rank == Some(2), &affine)?;
+            } else {
+                rewrite.product(site, rank, &affine)?;
+            }
             report.changed += 1;
         }
         rewrite.layout.patch
     };
     let report = super::require_effect(report)?;
     apply_patch(&mut model.graph, patch)?;
+    model.import(product::DOMAIN, 1);
     prune(&mut model.graph);
     rename(model);
     Ok(report)
@@ -156,8 +173,8 @@ impl Rewrite<'_> {
         ]
     }
 
-    /// `matrix`: the input has two dimensions in all calibration data.
-    fn site(&mut self, site: &Site<'_>, matrix: bool, affine: Affines<'_>) -> Result<(), Error> {
+    /// The quantized form of a site's input, made here unless a convolution makes it.
+    fn input(&mut self, site: &Site<'_>, affine: Affines<'_>) -> Result<Activation, Error> {
         let input = site.input().to_owned();
         let first = !self.activations.contains_key(&input);
         let activation = self.name_activation(&input, affine)?;
@@ -167,11 +184,27 @@ impl Rewrite<'_> {
             let after = self.index.producer(&input).map_or(0, |(position, _)| position + 1);
             self.layout.patch.insert_before(after, [node]);
         }
+        Ok(activation)
+    }
+
+    /// A matrix product as one integer operator with its bias; `rank` is that of its input, if it never varies.
+    fn product(&mut self, site: &Site<'_>, rank: Option<usize>, affine: Affines<'_>) -> Result<(), Error> {
+        let activation = self.input(site, affine)?;
+        let product = Product::new(&mut self.layout, &self.index, site, self.settings.granularity, rank)?;
+        self.layout
+            .patch
+            .replace(site.position, vec![product.of_quantized(&activation.packed)]);
+        Ok(())
+    }
+
+    /// A float operator between Dequantize nodes, which ONNX Runtime fuses. `matrix`: the input has two dimensions.
+    fn between(&mut self, site: &Site<'_>, matrix: bool, affine: Affines<'_>) -> Result<(), Error> {
+        let activation = self.input(site, affine)?;
         let output = site.node.output().to_owned();
         let mut nodes = Vec::new();
         let mut node = site.node.clone();
         let mut bias = site.bias;
-        if let Some((position, vector)) = site.sum.filter(|_| matrix) {
+        if let Some((position, vector)) = site.sum.filter(|(_, vector)| matrix && vector.dims.len() <= 2) {
             // ONNX Runtime would make this a Gemm itself, but with a float bias, which has no integer kernel.
             "Gemm".clone_into(&mut node.op_type);
             node.outputs.clone_from(&self.index.graph.nodes[position].outputs);

@@ -1,5 +1,6 @@
-//! How low a value needs to be told apart, given what reads it.
+//! How low and how high a value needs to be told apart, given what reads it.
 //!
+//! A maximum picks the rare largest values out, so what it reads is never cut at the top, whatever the calibration method.
 //! GELU is zero to four digits below -4: a quantizer that spends levels on what lies below wastes them, and these tails
 //! are long in practice. The range of a convolution's output is cut there when a GELU alone reads it.
 
@@ -25,4 +26,27 @@ pub(super) fn floor(index: &Index<'_>, value: &str) -> f32 {
         }
     }
     f32::NEG_INFINITY
+}
+
+/// Whether a maximum over positions reads `value`, directly or behind functions that keep large values in order.
+pub(super) fn feeds_maximum(index: &Index<'_>, value: &str) -> bool {
+    let mut value = value;
+    for _ in 0..MOST_STEPS {
+        let Some((_, node)) = index.only_use(value) else { break };
+        match (node.domain.as_str(), node.op_type.as_str()) {
+            ("", "GlobalMaxPool" | "MaxPool" | "ReduceMax") => return true,
+            (
+                "",
+                "Slice" | "Squeeze" | "Unsqueeze" | "Reshape" | "Transpose" | "Identity" | "Flatten" | "Relu"
+                | "LeakyRelu" | "Elu" | "HardSwish",
+            )
+            | ("com.microsoft", "FastGelu" | "Gelu" | "QuickGelu")
+                if node.input(0) == Some(value) =>
+            {
+                value = node.output();
+            }
+            _ => break,
+        }
+    }
+    false
 }

@@ -190,7 +190,7 @@ fn vector_sum<'g>(index: &Index<'g>, node: &Node, columns: usize) -> Option<(usi
     let vector = index
         .constant(other)
         .filter(|tensor| tensor.element == ElementType::Float)?;
-    let row = vector.dims.last() == Some(&columns) && vector.len() == columns && vector.dims.len() <= 2;
+    let row = vector.dims.last() == Some(&columns) && vector.len() == columns;
     row.then_some((position, vector))
 }
 

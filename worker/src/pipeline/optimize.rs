@@ -62,7 +62,7 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     let used = std::cell::Cell::new(0_u64);
     let open = || {
         used.set(0);
-        let batches = feed.batches(BATCH).map(|batch| {
+        let batches = feed.iter().flat_map(|feed| feed.batches(BATCH)).map(|batch| {
             let batch = batch.map_err(|error| -> DataError { Box::new(error) })?;
             let rows = batch.first().and_then(|tensor| tensor.dims.first());
             used.set(used.get() + rows.map_or(0, |rows| *rows as u64));
@@ -101,16 +101,13 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     write_note(&out.join(NOTE), &note)
 }
 
-/// Calibration rows, bound to the model's inputs. Even dynamic stages need one: a candidate is run before it is published.
-fn feed(plan: &MakePlan, layout: &Layout, source: &std::path::Path, limits: &Limits) -> Result<Feed> {
+/// Calibration rows, bound to the model's inputs; none where no stage needs any and the user gave none.
+fn feed(plan: &MakePlan, layout: &Layout, source: &std::path::Path, limits: &Limits) -> Result<Option<Feed>> {
     if plan.calibration.is_none() {
-        return Err(refused(
-            reasons::DATA_EMPTY,
-            "there is no calibration data: set data.calibration (a candidate is run on some of it before it is published)",
-        ));
+        return Ok(None);
     }
     let model = onnx::read(source, limits).map_err(|error| model_failure("baseline", &error))?;
-    Feed::open(&layout.inputs(), inputs_of(&model)?)
+    Feed::open(&layout.inputs(), inputs_of(&model)?).map(Some)
 }
 
 fn progress(step: Step) {
@@ -154,7 +151,7 @@ fn failure(error: &optimize::Error) -> Failure {
         }
         E::Calibration(calibrate::Error::Data(error)) | E::Data(error) => data_failure(error.as_ref(), &message),
         E::Calibration(calibrate::Error::Session(error)) => provider::failure_of(error, reasons::RUNTIME_FAILED),
-        E::Calibration(calibrate::Error::Empty) | E::NoSample => refused(reasons::DATA_EMPTY, message),
+        E::Calibration(calibrate::Error::Empty) | E::NoSample | E::MadeUp(_) => refused(reasons::DATA_EMPTY, message),
         E::Calibration(calibrate::Error::NotFinite { .. } | calibrate::Error::NeverSeen { .. }) => {
             refused(reasons::DATA_INVALID, message)
         }

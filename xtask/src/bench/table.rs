@@ -54,8 +54,12 @@ pub(super) fn table(contestants: &[Contestant]) -> Table {
         .collect();
     row("FP32", &all, true, Default::default());
     for one in contestants {
+        let name = one
+            .failed
+            .as_ref()
+            .map(|error| format!("{}: no model ({error})", one.name));
         row(
-            &one.name,
+            name.as_deref().unwrap_or(&one.name),
             &one.measured,
             false,
             [spread(&one.seconds, 2), spread(&one.memory, 0)],

@@ -1,0 +1,121 @@
+//! One-hot rows times a matrix become a `Gather` of the matrix's rows, for every index, also those outside.
+//!
+//! `one_hot(i) W` is row `i` of `W` for `0 <= i < n`, and zero otherwise. `W'` is `W` with one row of zeros behind it and
+//! `i' = clip(i, -1, n)`: both ends name that row (`Gather` counts `-1` from the back), so nothing about the indices
+//! needs to be known or asserted.
+
+use super::{Error, Report};
+use crate::onnx::{
+    AttributeValue, ElementType, Index, Model, Names, Node, Patch, Shapes, Tensor, apply as apply_patch, prune, rename,
+};
+
+const NAME: &str = "gather-one-hot";
+
+/// Rewrites every such product of the main graph.
+pub fn apply(model: &mut Model) -> Result<Report, Error> {
+    let mut report = Report::new(NAME);
+    let patch = {
+        let index = Index::new(&model.graph);
+        let shapes = Shapes::new(&model.graph);
+        let mut names = Names::new(&model.graph);
+        let mut patch = Patch::new(NAME);
+        for (position, node) in index
+            .graph
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, node)| node.is("MatMul"))
+        {
+            if let Some(product) = find(&index, &shapes, node) {
+                product.write(node, position, &mut names, &mut patch)?;
+                report.changed += 1;
+            }
+        }
+        patch
+    };
+    if report.changed > 0 {
+        apply_patch(&mut model.graph, patch)?;
+        prune(&mut model.graph);
+        rename(model);
+    }
+    Ok(report)
+}
+
+struct Product<'g> {
+    /// Integer indices; their last dimension is of size 1.
+    indices: &'g str,
+    element: ElementType,
+    matrix: &'g Tensor,
+}
+
+/// `MatMul(Cast(Equal(indices, [0, 1, ... n - 1])), W)`, with or without an `Expand` of the indices.
+fn find<'g>(index: &Index<'g>, shapes: &Shapes<'g>, node: &'g Node) -> Option<Product<'g>> {
+    let matrix = index.constant(node.input(1)?)?;
+    let [rows, _] = matrix.dims[..] else { return None };
+    matrix.to_floats()?;
+    let (_, cast) = index.producer(node.input(0)?)?;
+    if !cast.is("Cast") || cast.int("to", 0) != Some(ElementType::Float.number()) {
+        return None;
+    }
+    let (_, equal) = index.producer(cast.input(0)?)?;
+    if !equal.is("Equal") {
+        return None;
+    }
+    let (slot, counted) = (0..2).find_map(|slot| Some((slot, index.constant(equal.input(slot)?)?)))?;
+    let counts = counted.to_ints()?;
+    let in_order = counts.iter().zip(0..).all(|(count, expected)| *count == expected);
+    if counts.len() != rows || counted.dims.last() != Some(&rows) || !in_order {
+        return None;
+    }
+    let mut indices = equal.input(1 - slot)?;
+    let one_hot = shapes.get(equal.output())?;
+    // The indices as they were before they were repeated along the last dimension.
+    while let Some((_, expand)) = index.producer(indices).filter(|(_, node)| node.is("Expand")) {
+        indices = expand.input(0)?;
+    }
+    let shape = shapes.get(indices)?;
+    let single = shape.last() == Some(&crate::onnx::Size::Known(1));
+    let others = shape.len() == one_hot.len() && shape[..shape.len() - 1] == one_hot[..shape.len() - 1];
+    if !single || !others || counted.dims.len() > one_hot.len() {
+        return None;
+    }
+    Some(Product {
+        indices,
+        element: counted.element,
+        matrix,
+    })
+}
+
+impl Product<'_> {
+    fn write(&self, node: &Node, position: usize, names: &mut Names, patch: &mut Patch) -> Result<(), Error> {
+        let output = node.output();
+        let mut table = self.matrix.to_floats().unwrap_or_default();
+        let (rows, columns) = (self.matrix.dims[0], self.matrix.dims[1]);
+        table.resize((rows + 1) * columns, 0.0);
+        let table = Tensor::floats(&names.fresh(&self.matrix.name, "/table"), &[rows + 1, columns], &table)?;
+        let mut nodes = Vec::new();
+        let axes = Tensor::int64s(&names.fresh(output, "/last"), &[1], &[-1])?;
+        let indices = names.fresh(output, "/indices");
+        nodes.push(Node::new("Squeeze", &[self.indices, &axes.name], &[&indices]));
+        let bound = |names: &mut Names, suffix: &str, value: i64| -> Result<Tensor, Error> {
+            let name = names.fresh(output, suffix);
+            Ok(match self.element {
+                ElementType::Int32 => Tensor::int32s(&name, &[], &[i32::try_from(value).unwrap_or(i32::MAX)])?,
+                _ => Tensor::int64s(&name, &[], &[value])?,
+            })
+        };
+        let (least, most) = (
+            bound(names, "/least", -1)?,
+            bound(names, "/most", i64::try_from(rows).unwrap_or(i64::MAX))?,
+        );
+        let clipped = names.fresh(output, "/rows");
+        nodes.push(Node::new("Clip", &[&indices, &least.name, &most.name], &[&clipped]));
+        let gather = Node::new("Gather", &[&table.name, &clipped], &[output]);
+        nodes.push(gather.with("axis", AttributeValue::Int(0)));
+        for tensor in [axes, least, most, table] {
+            patch.add_tensor(tensor);
+        }
+        patch.replace(position, nodes);
+        Ok(())
+    }
+}
