@@ -20,6 +20,8 @@ const WITHIN: Duration = Duration::from_mins(5);
 /// The optimization that is promoted, and the one whose model the server refuses.
 const OPTIMIZATION: &str = "magika-int8";
 const REEXPORT: &str = "magika-reexport";
+/// The candidate that is the fastest on the processors measured so far.
+const EXPECTED: &str = "static-int8";
 
 /// Manifests with digests in them.
 pub(super) struct Pinned {
@@ -93,11 +95,12 @@ pub(super) async fn watch(world: &World, pinned: &Pinned, progress: &Progress) -
         .into_iter()
         .next()
         .context("the selected candidate is not in status")?;
-    ensure!(
-        selected.name == "static-int8",
-        "{} was selected, not static-int8",
-        selected.name
-    );
+    if selected.name != EXPECTED {
+        progress.say(&format!(
+            "{} is faster than {EXPECTED} on this processor",
+            selected.name
+        ));
+    }
     ensure!(
         selected.evidence.is_some() && selected.artifact.is_some(),
         "the selected candidate has no evidence"
@@ -119,7 +122,7 @@ pub(super) async fn watch(world: &World, pinned: &Pinned, progress: &Progress) -
     Ok(Optimized { selected })
 }
 
-/// Dynamic INT8 is several times slower on the CPUs measured so far; where it is not, that is said.
+/// The gates decide, and they measure this processor: a candidate that passed and was only not the fastest is said to be that.
 fn say_rejected(candidate: &CandidateStatus, progress: &Progress) -> Result<()> {
     let failed: Vec<_> = candidate
         .verdicts
@@ -172,18 +175,22 @@ async fn follow(api: &Api<ModelOptimization>, name: &str, progress: &Progress) -
                 return Ok(found);
             }
             if current && ["Rejected", "Failed"].contains(&phase.as_str()) {
-                let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
-                bail!(
-                    "{name} is {phase}: {}",
-                    ready.map_or("no condition", |ready| &ready.message)
-                );
+                bail!("{name} is {phase}: {}", ready_message(&found));
             }
         }
-        ensure!(
-            Instant::now() < until,
-            "{name} was still {phase} after {} s",
-            WITHIN.as_secs()
-        );
+        if Instant::now() > until {
+            bail!(
+                "{name} was still {phase} after {} s: {}",
+                WITHIN.as_secs(),
+                ready_message(&found)
+            );
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+fn ready_message(object: &ModelOptimization) -> &str {
+    let conditions = object.status.iter().flat_map(|status| &status.conditions);
+    let mut ready = conditions.filter(|condition| condition.type_ == "Ready");
+    ready.next().map_or("no condition", |ready| &ready.message)
 }
