@@ -201,6 +201,17 @@ pub enum Provider {
     TensorRt,
 }
 
+/// As the schema spells it.
+impl std::fmt::Display for Provider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "CPU",
+            Self::Cuda => "CUDA",
+            Self::TensorRt => "TensorRT",
+        })
+    }
+}
+
 impl Provider {
     fn dispatch(self) -> Option<ExecutionProviderDispatch> {
         match self {

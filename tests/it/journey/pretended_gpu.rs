@@ -43,7 +43,7 @@ pub(super) async fn is_an_error(stage: &Stage<'_>) -> Result<String> {
     );
     // ONNX Runtime's own words.
     let own = words(&[
-        "Cuda can't be used here",
+        "CUDA can't be used here",
         "CUDA execution provider is not enabled in this build",
     ]);
     says(message, &own)?;

@@ -18,7 +18,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The bytes are not a well-formed ONNX protobuf.
-    #[error("not a well-formed ONNX file: {what} in {message}")]
+    #[error(
+        "not a well-formed ONNX file: {what} in {message}; it is damaged or of another format: export the model again"
+    )]
     Malformed {
         /// The protobuf message being read.
         message: &'static str,

@@ -36,7 +36,7 @@ pub(super) fn prove(runtime: &Runtime, provider: Provider) -> Result<()> {
         Err(error) if provider == Provider::Cpu => Err(bug(format!("a model of one node does not load: {error}"))),
         Err(error) => Err(resources(
             reasons::PROVIDER_UNAVAILABLE,
-            format!("{provider:?} can't be used here: {error}"),
+            format!("{provider} can't be used here: {error}"),
         )),
     }
 }

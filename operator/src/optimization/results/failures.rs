@@ -14,6 +14,8 @@ use crate::optimization::observed::Seen;
 pub(super) const DEADLINE: &str = "DeadlineExceeded";
 /// Longest message that is taken over from elsewhere.
 const MESSAGE_CUT: usize = 700;
+/// Longest part of what holds a pod up: the way out that follows it has to fit into a status, too.
+const HELD_CUT: usize = 260;
 /// What may hold an attempt up until its deadline; then it is the reason of the failure.
 const HOLDS: [&str; 4] = [
     reasons::POD_REFUSED,
@@ -132,7 +134,20 @@ fn held_up(reason: &'static str, message: &str) -> Problem {
         reasons::IMAGE_UNAVAILABLE => "push the image, or correct the operator's workerImage",
         _ => "create what is missing, or correct spec.run.pullSecret, spec.output.pushSecret or environments[].pod",
     };
-    Problem::passing(reason, format!("{}: {way_out}", cut(message)))
+    Problem::passing(reason, format!("{}: {way_out}", both_ends(message)))
+}
+
+/// What is too long without its middle: such messages begin with what was tried, and end with what went wrong.
+fn both_ends(message: &str) -> String {
+    let characters: Vec<char> = message.chars().collect();
+    if characters.len() <= HELD_CUT {
+        return message.to_owned();
+    }
+    let (head, tail) = (
+        &characters[..HELD_CUT / 2],
+        &characters[characters.len() - HELD_CUT / 2..],
+    );
+    head.iter().chain(&['…']).chain(tail).collect()
 }
 
 /// What a pod waits for, where it is something that people can act on.
@@ -262,5 +277,26 @@ pub(super) fn wordless(pod: &Pod, container: &str, state: &ContainerStateTermina
         FailureClass::Resources => Problem::lasting(reasons::OUT_OF_RESOURCES, text),
         FailureClass::Refused => Problem::lasting(reasons::REPORT_INVALID, text),
         FailureClass::Bug => Problem::lasting(reasons::INTERNAL, text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_keeps_what_was_tried_what_went_wrong_and_the_way_out() {
+        let image = format!("registry.example.com/worker@sha256:{}", "0".repeat(64));
+        let message = format!(
+            "Back-off pulling image \"{image}\": ErrImagePull: {}{image}: not found",
+            "failed: ".repeat(60)
+        );
+        let held = held_up(reasons::IMAGE_UNAVAILABLE, &message).message;
+        // A status has 512 bytes for it, and puts environment and reason in front.
+        assert!(held.len() < 400, "{}", held.len());
+        for words in [image.as_str(), "…", "not found", "workerImage"] {
+            assert!(held.contains(words), "{words} is not in {held}");
+        }
+        assert_eq!(both_ends("short"), "short");
     }
 }
