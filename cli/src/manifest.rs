@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use assayer_crds::ModelOptimization;
 use assayer_crds::digest::Digest;
+use assayer_operator::optimization::plan::invalid;
 use serde_json::Value;
 
 use crate::schema;
@@ -97,7 +98,13 @@ impl Manifest {
             }
         }
         schema::check(&pinned).with_context(|| format!("{} is refused", self.name))?;
-        serde_json::from_value(object).with_context(|| format!("{} does not match the schema", self.name))
+        let object: ModelOptimization =
+            serde_json::from_value(object).with_context(|| format!("{} does not match the schema", self.name))?;
+        // What the operator would say of it, before anything is pushed or measured.
+        if let Some(problem) = invalid(&object.spec) {
+            bail!("{} is refused: {problem}", self.name);
+        }
+        Ok(object)
     }
 
     /// The object in it, whatever it holds; it must say that it is a `ModelOptimization`.

@@ -106,6 +106,13 @@ fn bad_manifests_are_refused_with_field_and_way_out() {
         &["candidates[0].name", "does not match"],
     );
     refused(
+        |manifest| {
+            let stages = json!([{"quantize": {"mode": "Dynamic"}}, {"recover": {"method": "GPTQ"}}]);
+            manifest["spec"]["candidates"][0]["stages"] = stages;
+        },
+        &["GPTQ does not follow", "right after"],
+    );
+    refused(
         |manifest| manifest["spec"]["model"]["uri"] = json!("no.onnx"),
         &["spec.model.uri", "no.onnx does not exist"],
     );

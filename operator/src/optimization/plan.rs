@@ -23,6 +23,7 @@ use k8s_openapi::api::batch::v1::Job;
 
 use super::observed::Observed;
 use crate::events::Note;
+pub use begin::invalid;
 use draft::Draft;
 
 /// Waits for the next look when something was changed just now.

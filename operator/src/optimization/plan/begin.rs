@@ -109,7 +109,7 @@ fn superseded(draft: &Draft<'_>) -> Option<&'static str> {
 }
 
 /// The first thing that makes the spec impossible to carry out, with the field, the value and the way out.
-pub(super) fn invalid(spec: &ModelOptimizationSpec) -> Option<String> {
+pub fn invalid(spec: &ModelOptimizationSpec) -> Option<String> {
     empty(spec)
         .or_else(|| too_many(spec))
         .or_else(|| duplicates(spec))
