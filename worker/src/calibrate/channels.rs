@@ -2,6 +2,8 @@
 //!
 //! Two numbers a channel, whatever the number of samples.
 
+use super::Rows;
+
 /// Magnitudes of the channels of one tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Channels {
@@ -11,9 +13,8 @@ pub struct Channels {
     rows: u64,
 }
 
-impl Channels {
-    /// Of `size` channels, nothing seen yet.
-    pub fn new(size: usize) -> Self {
+impl Rows for Channels {
+    fn new(size: usize) -> Self {
         Self {
             largest: vec![0.0; size],
             squares: vec![0.0; size],
@@ -21,8 +22,11 @@ impl Channels {
         }
     }
 
-    /// Adds rows, one after another.
-    pub fn add(&mut self, rows: &[f32]) {
+    fn size(&self) -> usize {
+        self.largest.len()
+    }
+
+    fn add(&mut self, rows: &[f32]) {
         for row in rows.chunks_exact(self.largest.len().max(1)) {
             self.rows += 1;
             let sums = self.largest.iter_mut().zip(&mut self.squares);
@@ -32,7 +36,9 @@ impl Channels {
             }
         }
     }
+}
 
+impl Channels {
     /// Mean square of a channel.
     #[allow(clippy::cast_precision_loss, reason = "rows are counted, and far fewer than 2^52")]
     pub fn mean_square(&self, channel: usize) -> f64 {

@@ -2,6 +2,7 @@
 //!
 //! Panels are of a fixed size and each adds its rows in the order in which they come, so that the sums don't depend on threads.
 
+use super::Rows;
 use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
@@ -16,9 +17,8 @@ pub struct Gram {
     panels: Vec<Vec<f32>>,
 }
 
-impl Gram {
-    /// Of rows of `size` inputs, none seen yet.
-    pub fn new(size: usize) -> Self {
+impl Rows for Gram {
+    fn new(size: usize) -> Self {
         let panels = (0..size)
             .step_by(PANEL)
             .map(|from| {
@@ -29,13 +29,11 @@ impl Gram {
         Self { size, panels }
     }
 
-    /// Inputs of a row.
-    pub fn size(&self) -> usize {
+    fn size(&self) -> usize {
         self.size
     }
 
-    /// Adds rows, one after another.
-    pub fn add(&mut self, rows: &[f32]) {
+    fn add(&mut self, rows: &[f32]) {
         let count = rows.len() / self.size.max(1);
         let Ok(rows) = ArrayView2::from_shape((count, self.size), &rows[..count * self.size]) else {
             return;
@@ -49,7 +47,9 @@ impl Gram {
             }
         });
     }
+}
 
+impl Gram {
     /// The sum for a pair of inputs.
     pub fn at(&self, left: usize, right: usize) -> f64 {
         let (low, high) = (left.min(right), left.max(right));

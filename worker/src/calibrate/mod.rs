@@ -144,50 +144,36 @@ pub fn calibrate(
         .collect()
 }
 
-/// Runs `batches` through `model` and gives, for every tensor in `taps`, which elements of its last dimension go together.
-pub fn grams(
-    runtime: &Runtime,
-    threads: usize,
-    model: &Model,
-    taps: &[String],
-    batches: Batches<'_>,
-    progress: &mut dyn FnMut(u64),
-) -> Result<BTreeMap<String, Gram>, Error> {
-    let mut grams: BTreeMap<String, Gram> = BTreeMap::new();
-    each_tap(runtime, threads, model, taps, batches, progress, &mut |tap| {
-        Extent::of(tap.values).map_err(|value| tap.not_finite(value))?;
-        let size = tap.dims.last().copied().unwrap_or(1);
-        let gram = grams.entry(tap.name.to_owned()).or_insert_with(|| Gram::new(size));
-        if gram.size() == size {
-            gram.add(tap.values);
-        }
-        Ok(())
-    })?;
-    Ok(grams)
+/// What is kept of the rows of a tensor: vectors along its last dimension.
+pub trait Rows {
+    /// Of rows of `size` elements, none seen yet.
+    fn new(size: usize) -> Self;
+    /// Elements of a row.
+    fn size(&self) -> usize;
+    /// Adds rows, one after another.
+    fn add(&mut self, rows: &[f32]);
 }
 
-/// Runs `batches` through `model` and gives, for every tensor in `taps`, how large the channels of its last dimension get.
-pub fn channels(
+/// Runs `batches` through `model` and gives what `T` keeps of the rows of every tensor in `taps`, by name.
+pub fn rows<T: Rows>(
     runtime: &Runtime,
     threads: usize,
     model: &Model,
     taps: &[String],
     batches: Batches<'_>,
     progress: &mut dyn FnMut(u64),
-) -> Result<BTreeMap<String, Channels>, Error> {
-    let mut channels: BTreeMap<String, Channels> = BTreeMap::new();
+) -> Result<BTreeMap<String, T>, Error> {
+    let mut kept: BTreeMap<String, T> = BTreeMap::new();
     each_tap(runtime, threads, model, taps, batches, progress, &mut |tap| {
         Extent::of(tap.values).map_err(|value| tap.not_finite(value))?;
         let size = tap.dims.last().copied().unwrap_or(1);
-        let seen = channels
-            .entry(tap.name.to_owned())
-            .or_insert_with(|| Channels::new(size));
-        if seen.largest.len() == size {
+        let seen = kept.entry(tap.name.to_owned()).or_insert_with(|| T::new(size));
+        if seen.size() == size {
             seen.add(tap.values);
         }
         Ok(())
     })?;
-    Ok(channels)
+    Ok(kept)
 }
 
 /// A tapped tensor as one batch gave it.

@@ -5,8 +5,8 @@ use crate::{
     calibrate::{self, Batches, Samples},
     onnx::Model,
     passes::{
-        Blocks, Mode, Quantize, Report, Rounding, quantize_blocks, quantize_dynamic, quantize_static, quantize_tables,
-        smooth,
+        self, Blocks, Mode, Quantize, Report, Rounding, quantize_blocks, quantize_dynamic, quantize_static,
+        quantize_tables, smooth,
     },
     session::Runtime,
 };
@@ -53,9 +53,9 @@ impl Stage {
         let (runtime, threads) = (calibration.runtime, calibration.threads);
         match self {
             Self::Smooth => {
-                let taps = smooth::taps(model);
+                let taps = passes::product_inputs(model);
                 let seen = calibration.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
-                    calibrate::channels(runtime, threads, model, &taps, batches, told)
+                    calibrate::rows(runtime, threads, model, &taps, batches, told)
                 })?;
                 Ok(vec![smooth::apply(model, &seen)?])
             }
@@ -80,10 +80,10 @@ impl Stage {
             Self::QuantizeBlocks(settings) => {
                 let taps = match settings.rounding {
                     Rounding::Nearest => Vec::new(),
-                    Rounding::Gptq => quantize_blocks::taps(model),
+                    Rounding::Gptq => passes::product_inputs(model),
                 };
                 let grams = calibration.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
-                    calibrate::grams(runtime, threads, model, &taps, batches, told)
+                    calibrate::rows(runtime, threads, model, &taps, batches, told)
                 })?;
                 Ok(vec![quantize_blocks::apply(model, settings, &grams)?])
             }

@@ -10,7 +10,7 @@
 )]
 
 use super::blocks::Steps;
-use crate::calibrate::Gram;
+use crate::calibrate::{Gram, Rows as _};
 use rayon::prelude::*;
 
 /// Share of the mean diagonal that is added to every diagonal entry, so that inputs that always go together can be told apart.

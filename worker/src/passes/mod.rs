@@ -27,6 +27,7 @@ mod windows;
 
 pub use blocks::Bits;
 pub use quantize_blocks::{Blocks, Rounding};
+pub use site::product_inputs;
 
 use crate::{
     calibrate::Method,

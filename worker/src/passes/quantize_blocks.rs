@@ -11,14 +11,11 @@ use super::{
     quantize_tables::table,
     site::{Kind, Site, sites},
 };
-use crate::calibrate::Gram;
+use crate::calibrate::{Gram, Rows as _};
 use crate::onnx::{
     AttributeValue, ElementType, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    rc::Rc,
-};
+use std::{collections::BTreeMap, rc::Rc};
 
 const NAME: &str = "quantize-blocks";
 /// Domain of ONNX Runtime's contributed operators.
@@ -46,15 +43,6 @@ pub enum Rounding {
     Nearest,
     /// So that the errors of a product make each other good, on inputs as in the calibration data.
     Gptq,
-}
-
-/// Tensors whose [`Gram`] [`apply`] needs to round by GPTQ: the inputs of all matrix products.
-pub fn taps(model: &Model) -> Vec<String> {
-    let index = Index::new(&model.graph);
-    let sites = sites(&index, &mut Report::new(NAME));
-    let products = sites.iter().filter(|site| site.kind != Kind::Conv);
-    let taps: BTreeSet<&str> = products.map(Site::input).collect();
-    taps.into_iter().map(str::to_owned).collect()
 }
 
 /// Quantizes the weights of every matrix product and of every embedding; products whose input is in `grams` by GPTQ, all else to

@@ -3,7 +3,8 @@
 //! A site is a Conv, `MatMul` or Gemm with constant 32-bit float weights. Everything else stays float.
 
 use super::Report;
-use crate::onnx::{ElementType, Index, Node, Tensor};
+use crate::onnx::{ElementType, Index, Model, Node, Tensor};
+use std::collections::BTreeSet;
 
 /// Products summed into one 32-bit accumulator: 255 * 127 * 32,768 stays below 2^30.
 const MOST_PRODUCTS: usize = 32_768;
@@ -74,6 +75,15 @@ pub(super) fn sites<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>>
         }
     }
     sites
+}
+
+/// The inputs of all matrix products: what smoothing and rounding by GPTQ must know of the calibration data.
+pub fn product_inputs(model: &Model) -> Vec<String> {
+    let index = Index::new(&model.graph);
+    let sites = sites(&index, &mut Report::new("site"));
+    let products = sites.iter().filter(|site| site.kind != Kind::Conv);
+    let inputs: BTreeSet<&str> = products.map(Site::input).collect();
+    inputs.into_iter().map(str::to_owned).collect()
 }
 
 fn site<'g>(index: &Index<'g>, position: usize, node: &'g Node) -> Result<Site<'g>, &'static str> {

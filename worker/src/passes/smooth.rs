@@ -16,7 +16,7 @@ use crate::{
     calibrate::Channels,
     onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 const NAME: &str = "smooth";
 /// Exponents that are tried: 0 only evens out the weights, 1 only the inputs.
@@ -25,15 +25,6 @@ const EXPONENTS: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 
 const WORTH: f64 = 0.9;
 /// A channel is never divided or multiplied by more.
 const LARGEST_FACTOR: f64 = 1e4;
-
-/// Tensors whose channels [`apply`] needs to know: the inputs of all matrix products.
-pub fn taps(model: &Model) -> Vec<String> {
-    let index = Index::new(&model.graph);
-    let sites = sites(&index, &mut Report::new(NAME));
-    let products = sites.iter().filter(|site| site.kind != Kind::Conv);
-    let taps: BTreeSet<&str> = products.map(Site::input).collect();
-    taps.into_iter().map(str::to_owned).collect()
-}
 
 /// Evens out the inputs of all matrix products.
 pub fn apply(model: &mut Model, observed: &BTreeMap<String, Channels>) -> Result<Report, Error> {
@@ -247,8 +238,9 @@ impl Rewrite<'_, '_> {
 mod tests {
     use super::*;
     use crate::{
+        calibrate::Rows as _,
         onnx::{AttributeValue as A, Limits},
-        passes::{Mode, Quantize, quantize_dynamic},
+        passes::{Mode, Quantize, product_inputs, quantize_dynamic},
         testing::{Build, noise, relative_difference, run, run_optimized},
     };
 
@@ -276,7 +268,7 @@ mod tests {
     fn seen(model: &Model) -> BTreeMap<String, Channels> {
         let mut channels = Channels::new(64);
         let mut tapped = model.clone();
-        let taps = taps(model);
+        let taps = product_inputs(model);
         tapped.graph.outputs = taps.iter().map(|name| crate::onnx::ValueInfo::untyped(name)).collect();
         for seed in 0..4 {
             let values = if taps == ["x"] {
