@@ -3,6 +3,7 @@
 //! Weights are read where they lie: mapped, never copied into the heap. Decides nothing about what the bytes mean.
 
 use bytes::Bytes;
+use rustix::mm::{Advice, madvise};
 use std::{fs::File, io};
 
 /// Maps a whole file read-only. An empty file gives no bytes.
@@ -16,4 +17,24 @@ pub(crate) fn map(file: &File) -> io::Result<Bytes> {
     // descriptor); a violation can end this process, which holds nothing but this one model.
     let map = unsafe { memmap2::Mmap::map(file)? };
     Ok(Bytes::from_owner(map))
+}
+
+/// Lets the kernel reclaim the whole pages of `bytes`. Nothing is lost, wherever they lie; a kernel that does not is no fault.
+#[allow(unsafe_code)]
+pub(crate) fn release(bytes: &[u8]) {
+    let page = rustix::param::page_size();
+    let range = bytes.as_ptr_range();
+    let ahead = range.start.align_offset(page);
+    let length = bytes.len().saturating_sub(ahead) / page * page;
+    if length == 0 {
+        return;
+    }
+    // SAFETY: the pages lie inside a live slice, and paging them out changes no byte that is read from them.
+    let _ = unsafe {
+        madvise(
+            range.start.wrapping_add(ahead).cast_mut().cast(),
+            length,
+            Advice::LinuxPageOut,
+        )
+    };
 }

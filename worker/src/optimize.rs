@@ -12,7 +12,7 @@ use crate::{
     made_up,
     onnx::{self, Limits, Model, Tensor, shown},
     passes::{self, Report},
-    session::{self, Options, Runtime},
+    session::{self, Options, Runtime, Session},
 };
 use stage::Calibration;
 use std::{
@@ -166,6 +166,9 @@ pub fn optimize(
 
     progress(Step::Verify);
     let written = onnx::write(&model, request.output)?;
+    let nodes_after = model.graph.nodes.len();
+    // Nothing of the baseline is needed any more, and the candidate may be as large.
+    drop(model);
     onnx::check(&onnx::read(request.output, &request.limits)?, &request.limits)?;
     let candidate = run(runtime, "candidate", request.output, &probe)?;
     Ok(OptimizeReport {
@@ -175,7 +178,7 @@ pub fn optimize(
         bytes_before,
         bytes_after: written.bytes,
         nodes_before,
-        nodes_after: model.graph.nodes.len(),
+        nodes_after,
         calibration_batches: done,
         files: std::iter::once(written.model).chain(written.external).collect(),
         first_sample_difference: compare(&baseline, &candidate)?,
@@ -201,13 +204,17 @@ fn total_bytes(model: &Model, path: &Path) -> Result<u64, Error> {
     Ok(if weights > file { file + weights } else { file })
 }
 
-/// Runs the baseline as Assayer's own canonical bytes, so that ONNX Runtime never sees the file as it came.
+/// Runs the baseline as Assayer's own canonical bytes, so that ONNX Runtime never sees the file as it came. Weights beside it are mapped
+/// from where they are.
 fn run_baseline(
     runtime: &Runtime,
     model: &Model,
     request: &Request<'_>,
     probe: &[Tensor],
 ) -> Result<Vec<Tensor>, Error> {
+    if model.beside.folder().is_some() {
+        return run_session(runtime.open_model(model, &Options::default()), "baseline", probe);
+    }
     let path = request.output.with_added_extension("baseline");
     let written = onnx::write_scratch(model, &path)?;
     let outputs = run(runtime, "baseline", &path, probe);
@@ -222,8 +229,16 @@ fn run_baseline(
 }
 
 fn run(runtime: &Runtime, which: &'static str, path: &Path, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    run_session(runtime.open(path, &Options::default()), which, inputs)
+}
+
+fn run_session(
+    session: Result<Session, session::Error>,
+    which: &'static str,
+    inputs: &[Tensor],
+) -> Result<Vec<Tensor>, Error> {
     let failed = |source| Error::Run { which, source };
-    let mut session = runtime.open(path, &Options::default()).map_err(failed)?;
+    let mut session = session.map_err(failed)?;
     let mut outputs = Vec::new();
     session
         .run(inputs, |output| {

@@ -2,17 +2,23 @@
 //!
 //! A thin wrapper: decides nothing about models. Only models that went through [`crate::onnx::check`] belong here.
 
-use crate::onnx::{Data, ElementType, Tensor};
+use crate::onnx::{self, Data, ElementType, Model, Tensor};
 use ort::{
     environment::Environment,
     ep::{self, ExecutionProviderDispatch},
-    session::{Session as OrtSession, SessionInputValue, builder::GraphOptimizationLevel},
+    session::{
+        Session as OrtSession, SessionInputValue,
+        builder::{GraphOptimizationLevel, SessionBuilder},
+    },
     value::{DynValue, PrimitiveTensorElementType, TensorElementType, ValueType},
 };
 use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
+
+/// Where ONNX Runtime looks for the files of a model that it is handed in memory.
+const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// Why ONNX Runtime could not be used, in its own words.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +131,30 @@ impl Runtime {
             .map_err(call("load the model"))
     }
 
+    /// A session on a decoded model. Weights that still lie in files beside it are mapped from there and used where they are, so that
+    /// a model of any size costs no second copy.
+    pub fn open_model(&self, model: &Model, options: &Options) -> Result<Session, Error> {
+        let Some(folder) = model.beside.folder() else {
+            return self.open_bytes(&onnx::to_bytes(model), options);
+        };
+        let text = folder.to_str().ok_or_else(|| Error::Call {
+            action: "find weights beside the model",
+            reason: format!("{} is not UTF-8", folder.display()),
+        })?;
+        let bytes = onnx::to_bytes_beside(model).map_err(call("be handed the model"))?;
+        let build = |builder: SessionBuilder| -> ort::Result<_> {
+            // Packing weights for the kernels would copy all of them.
+            Ok(builder
+                .with_prepacking(false)?
+                .with_config_entry(EXTERNAL_FOLDER, text)?)
+        };
+        build(self.builder(options)?)
+            .map_err(call("set up a session"))?
+            .commit_from_memory(&bytes)
+            .map(Session)
+            .map_err(call("load the model"))
+    }
+
     /// A session on a model in memory.
     pub fn open_bytes(&self, model: &[u8], options: &Options) -> Result<Session, Error> {
         let mut builder = self.builder(options)?;
@@ -134,7 +164,7 @@ impl Runtime {
             .map_err(call("load the model"))
     }
 
-    fn builder(&self, options: &Options) -> Result<ort::session::builder::SessionBuilder, Error> {
+    fn builder(&self, options: &Options) -> Result<SessionBuilder, Error> {
         let level = match options.optimize {
             Optimize::Nothing => GraphOptimizationLevel::Disable,
             Optimize::Everything => GraphOptimizationLevel::Level3,

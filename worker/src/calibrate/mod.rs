@@ -275,7 +275,7 @@ fn tapped(
         optimize: Optimize::Everything,
         ..Options::default()
     };
-    Ok(Some(runtime.open_bytes(&onnx::to_bytes(&tapped), &options)?))
+    Ok(Some(runtime.open_model(&tapped, &options)?))
 }
 
 /// What is kept of one tensor.

@@ -3,7 +3,10 @@
 //! A location is a plain file name. It is opened relative to the folder's descriptor without following links, must be a
 //! regular file with one name only, and every range is checked against its size before it is mapped.
 
-use super::error::{Error, shown};
+use super::{
+    beside::Beside,
+    error::{Error, shown},
+};
 use crate::mapped;
 use bytes::Bytes;
 use rustix::fs::{self, Mode, OFlags, ResolveFlags};
@@ -189,6 +192,11 @@ impl Folder {
                 format!("cannot open {} in the model's folder: {errno}", shown(name)),
             )
         })
+    }
+
+    /// The files that were mapped.
+    pub(super) fn into_beside(self) -> Beside {
+        Beside::new(self.path, self.files)
     }
 
     fn io(&self, name: &str, source: std::io::Error) -> Error {

@@ -74,14 +74,16 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Model, Error> {
         .unwrap_or(Path::new("."));
     let mut folder = Folder::open(parent, limits.external_bytes, limits.external_files)?;
     let budget = Budget::new(limits, bytes.len());
-    decode::model(
+    let mut model = decode::model(
         &mut Context {
             source: &bytes,
             folder: Some(&mut folder),
             budget,
         },
         &bytes,
-    )
+    )?;
+    model.beside = folder.into_beside();
+    Ok(model)
 }
 
 fn within(value: u64, limits: &Limits) -> Result<(), Error> {
@@ -98,6 +100,29 @@ fn within(value: u64, limits: &Limits) -> Result<(), Error> {
 /// Encodes a model into one piece of memory, weights included.
 pub fn to_bytes(model: &Model) -> Vec<u8> {
     encode::model(model, &Placement::new()).to_vec()
+}
+
+/// Encodes a model into one piece of memory, without the weights that still lie in the files beside it: a runtime finds them there.
+///
+/// # Errors
+///
+/// More than 1 GiB of other weights: they fit neither there nor safely into one protobuf.
+pub fn to_bytes_beside(model: &Model) -> Result<Vec<u8>, Error> {
+    let placement = model.beside.placement(&model.graph);
+    let inside = model
+        .graph
+        .initializers
+        .iter()
+        .filter(|tensor| !placement.contains_key(&tensor.name));
+    let value = inside.map(|tensor| tensor.bytes().len() as u64).sum();
+    if value > EXTERNAL_ABOVE {
+        return Err(Error::Limit {
+            what: "bytes of weights that a stage changed before another one calibrates",
+            value,
+            limit: EXTERNAL_ABOVE,
+        });
+    }
+    Ok(encode::model(model, &placement).to_vec())
 }
 
 /// Writes a model to `path`, and its weights to `path` + `.data` where they are too many for one protobuf.
@@ -196,7 +221,10 @@ fn replace(path: &Path, durable: Durable, fill: impl FnOnce(&mut dyn Write) -> i
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::{Graph, Tensor};
+    use crate::{
+        onnx::{Graph, Tensor},
+        testing::{Build, noise, runtime},
+    };
 
     #[test]
     fn external_weights_round_trip() {
@@ -223,5 +251,52 @@ mod tests {
         );
         assert_eq!(read(&path, &Limits::default()).unwrap(), model);
         assert!(from_bytes(&std::fs::read(&path).unwrap().into(), &Limits::default()).is_err());
+    }
+
+    #[test]
+    fn a_session_maps_weights_from_where_they_lie() {
+        let mut b = Build::opset(17);
+        let (x, kept) = (b.input("x", &[2, 40]), b.weights(&[40, 40]));
+        let changed = b.weights(&[40, 30]);
+        let y = b.node("MatMul", &[&x, &kept]);
+        let z = b.node("MatMul", &[&y, &changed]);
+        let whole = b.finish(&[&z]);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.onnx");
+        write_with(&whole, &path, 1000, Durable::No).unwrap();
+        let mut model = read(&path, &Limits::default()).unwrap();
+        assert_eq!(model.beside.folder(), Some(folder.path()));
+        assert!(to_bytes_beside(&model).unwrap().len() < 1000);
+        // A weight that a pass has changed is no longer in the file.
+        let position = model
+            .graph
+            .initializers
+            .iter()
+            .position(|tensor| tensor.name == changed)
+            .unwrap();
+        let tensor = &mut model.graph.initializers[position];
+        let twice: Vec<f32> = tensor.to_floats().unwrap().iter().map(|value| value * 2.0).collect();
+        *tensor = Tensor::floats(&changed, &[40, 30], &twice).unwrap();
+        let inside = to_bytes_beside(&model).unwrap().len();
+        assert!((40 * 30 * 4..40 * 30 * 4 + 1000).contains(&inside), "{inside}");
+        let input = vec![Tensor::floats("x", &[2, 40], &noise(1, 80)).unwrap()];
+        let values = |mut session: crate::session::Session| {
+            let mut values: Vec<f32> = Vec::new();
+            session
+                .run(&input, |output| {
+                    values.extend(output.floats().unwrap_or_default());
+                    Ok::<_, crate::session::Error>(())
+                })
+                .unwrap();
+            values
+        };
+        let options = crate::session::Options::default();
+        let mapped = values(runtime().open_model(&model, &options).unwrap());
+        let copied = values(runtime().open_bytes(&to_bytes(&model), &options).unwrap());
+        assert_eq!(mapped.len(), 60);
+        assert!(
+            mapped.iter().zip(&copied).all(|(a, b)| (a - b).abs() <= 1e-5),
+            "packed weights may sum in another order"
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! This module knows no optimization technique; those are in [`crate::passes`] and change a graph only through
 //! [`Patch`].
 
+mod beside;
 mod check;
 mod decode;
 mod decode_tensor;
@@ -27,10 +28,11 @@ mod wire;
 mod tests;
 
 pub use self::{
+    beside::Beside,
     check::check,
     element::ElementType,
     error::{Error, shown},
-    file::{Written, from_bytes, read, to_bytes, write, write_scratch},
+    file::{Written, from_bytes, read, to_bytes, to_bytes_beside, write, write_scratch},
     index::{Index, Use, captured},
     limits::Limits,
     model::{

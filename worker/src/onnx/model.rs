@@ -3,7 +3,8 @@
 //! Every message keeps the fields that are not interpreted here in `rest`, so that a round trip loses nothing.
 //! Tensor payloads are shared slices of the file (or of its mapped external data): cloning a model copies no weights.
 
-use super::{element::ElementType, error::Error};
+use super::{beside::Beside, element::ElementType, error::Error};
+use crate::mapped;
 use bytes::Bytes;
 
 /// A whole model (`ModelProto`).
@@ -19,6 +20,8 @@ pub struct Model {
     pub functions: Vec<Function>,
     /// Fields not interpreted (producer, documentation, metadata), as encoded.
     pub rest: Vec<u8>,
+    /// The files beside it that its weights were mapped from.
+    pub beside: Beside,
 }
 
 /// An imported operator set. The domain of ONNX itself is the empty string.
@@ -375,14 +378,18 @@ impl Tensor {
 
     /// Elements as 32-bit floats, if that is their type.
     pub fn to_floats(&self) -> Option<Vec<f32>> {
-        (self.element == ElementType::Float).then(|| {
-            self.bytes()
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|bytes| f32::from_le_bytes(*bytes))
-                .collect()
-        })
+        let bytes = self.float_bytes()?;
+        Some(bytes.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+
+    /// Elements as little-endian 32-bit floats where they lie, if that is their type.
+    pub fn float_bytes(&self) -> Option<&[[u8; 4]]> {
+        (self.element == ElementType::Float).then(|| self.bytes().as_chunks::<4>().0)
+    }
+
+    /// Lets the kernel take the memory of these bytes back: they are unlikely to be read again, and come from the file if they are.
+    pub fn release(&self) {
+        mapped::release(self.bytes());
     }
 
     /// Elements as 64-bit integers, if they are 32- or 64-bit integers.

@@ -253,8 +253,9 @@ mod tests {
         let (size, columns) = (96, 24);
         let (inputs, weights) = (inputs(600, size), noise(3, size * columns));
         let factor = Factor::new(&gram(&inputs[..400 * size], size)).unwrap();
+        let little: Vec<[u8; 4]> = weights.iter().map(|weight| weight.to_le_bytes()).collect();
         let error = |factor: Option<&Factor>| -> f64 {
-            let blocked = blocks::quantize(&weights, (columns, size), Order::Rows, Bits::Four, 32, factor).unwrap();
+            let blocked = blocks::quantize(&little, (columns, size), Order::Rows, Bits::Four, 32, factor).unwrap();
             let back: Vec<f32> = blocks::unpack(&blocked, (columns, size), Bits::Four, 32);
             // Judged on rows that the factor has not seen.
             let unseen = inputs[400 * size..].chunks_exact(size);

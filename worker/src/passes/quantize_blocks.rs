@@ -213,12 +213,13 @@ impl Rewrite<'_> {
         dims: [&[usize]; 3],
         factor: Option<&Factor>,
     ) -> Result<[String; 3], Error> {
-        let floats = weights.to_floats().unwrap_or_default();
-        let blocked = blocks::quantize(&floats, shape, order, self.settings.bits, size, factor).ok_or_else(|| {
+        let floats = weights.float_bytes().unwrap_or_default();
+        let blocked = blocks::quantize(floats, shape, order, self.settings.bits, size, factor).ok_or_else(|| {
             Error::NotFinite {
                 name: shown(&weights.name),
             }
         })?;
+        weights.release();
         let names = ["/q", "/scales", "/zero_points"].map(|suffix| self.names.fresh(&weights.name, suffix));
         self.patch
             .add_tensor(Tensor::new(&names[0], ElementType::Uint8, dims[0], blocked.codes)?);
