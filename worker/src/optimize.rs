@@ -3,6 +3,7 @@
 //! The candidate's bytes are a pure function of the model, the calibration data, the stages, ONNX Runtime's version and
 //! the instruction set. A candidate that ONNX Runtime does not load and run is an error, not a result.
 
+mod scratch;
 mod stage;
 
 pub use stage::Stage;
@@ -14,6 +15,7 @@ use crate::{
     passes::{self, Report},
     session::{self, Options, Runtime, Session},
 };
+use scratch::Scratch;
 use stage::Calibration;
 use std::{
     collections::BTreeMap,
@@ -136,7 +138,13 @@ pub fn optimize(
         None if request.stages.iter().any(Stage::calibrates) => return Err(Error::NoSample),
         None => (made_up::inputs(&model).map_err(Error::MadeUp)?, true),
     };
-    let baseline = run_baseline(runtime, &model, request, &probe).map_err(|error| match error {
+    let scratch = Scratch::of(&mut model, request.output, &request.limits)?;
+    let once = Options {
+        prepack: false,
+        ..Options::default()
+    };
+    // As Assayer's own canonical bytes: ONNX Runtime never sees the file as it came.
+    let baseline = run(runtime.open_model(&model, &once), "baseline", &probe).map_err(|error| match error {
         Error::Run { source, .. } if made_up => Error::MadeUp(source.to_string()),
         error => error,
     })?;
@@ -168,9 +176,9 @@ pub fn optimize(
     let written = onnx::write(&model, request.output)?;
     let nodes_after = model.graph.nodes.len();
     // Nothing of the baseline is needed any more, and the candidate may be as large.
-    drop(model);
+    drop((model, scratch));
     onnx::check(&onnx::read(request.output, &request.limits)?, &request.limits)?;
-    let candidate = run(runtime, "candidate", request.output, &probe)?;
+    let candidate = run(runtime.open(request.output, &once), "candidate", &probe)?;
     Ok(OptimizeReport {
         opset_before: upgraded.before,
         opset_after: upgraded.after,
@@ -204,39 +212,7 @@ fn total_bytes(model: &Model, path: &Path) -> Result<u64, Error> {
     Ok(if weights > file { file + weights } else { file })
 }
 
-/// Runs the baseline as Assayer's own canonical bytes, so that ONNX Runtime never sees the file as it came. Weights beside it are mapped
-/// from where they are.
-fn run_baseline(
-    runtime: &Runtime,
-    model: &Model,
-    request: &Request<'_>,
-    probe: &[Tensor],
-) -> Result<Vec<Tensor>, Error> {
-    if model.beside.folder().is_some() {
-        return run_session(runtime.open_model(model, &Options::default()), "baseline", probe);
-    }
-    let path = request.output.with_added_extension("baseline");
-    let written = onnx::write_scratch(model, &path)?;
-    let outputs = run(runtime, "baseline", &path, probe);
-    for file in std::iter::once(&written.model).chain(&written.external) {
-        std::fs::remove_file(file).map_err(|source| onnx::Error::Io {
-            action: "remove",
-            path: file.clone(),
-            source,
-        })?;
-    }
-    outputs
-}
-
-fn run(runtime: &Runtime, which: &'static str, path: &Path, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-    run_session(runtime.open(path, &Options::default()), which, inputs)
-}
-
-fn run_session(
-    session: Result<Session, session::Error>,
-    which: &'static str,
-    inputs: &[Tensor],
-) -> Result<Vec<Tensor>, Error> {
+fn run(session: Result<Session, session::Error>, which: &'static str, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
     let failed = |source| Error::Run { which, source };
     let mut session = session.map_err(failed)?;
     let mut outputs = Vec::new();

@@ -142,13 +142,8 @@ impl Runtime {
             reason: format!("{} is not UTF-8", folder.display()),
         })?;
         let bytes = onnx::to_bytes_beside(model).map_err(call("be handed the model"))?;
-        let build = |builder: SessionBuilder| -> ort::Result<_> {
-            // Packing weights for the kernels would copy all of them.
-            Ok(builder
-                .with_prepacking(false)?
-                .with_config_entry(EXTERNAL_FOLDER, text)?)
-        };
-        build(self.builder(options)?)
+        self.builder(options)?
+            .with_config_entry(EXTERNAL_FOLDER, text)
             .map_err(call("set up a session"))?
             .commit_from_memory(&bytes)
             .map(Session)
@@ -174,7 +169,8 @@ impl Runtime {
                 .with_optimization_level(level)?
                 .with_intra_threads(options.threads)?
                 .with_inter_threads(1)?
-                .with_intra_op_spinning(false)?;
+                .with_intra_op_spinning(false)?
+                .with_prepacking(options.prepack)?;
             if let Some(path) = &options.optimized_model {
                 builder = builder.with_optimized_model_path(path)?;
             }
@@ -196,6 +192,8 @@ pub struct Options {
     pub optimize: Optimize,
     /// Where it runs. A provider that is not there is an error, never a silent fallback.
     pub provider: Provider,
+    /// Whether weights are copied into the order that kernels read fastest. A single run is over sooner without, and takes less memory.
+    pub prepack: bool,
     /// Where ONNX Runtime leaves its optimized graph, for those who want to see what was fused.
     pub optimized_model: Option<PathBuf>,
 }
@@ -206,6 +204,7 @@ impl Default for Options {
             threads: 1,
             optimize: Optimize::Everything,
             provider: Provider::Cpu,
+            prepack: true,
             optimized_model: None,
         }
     }

@@ -132,9 +132,10 @@ pub fn write(model: &Model, path: &Path) -> Result<Written, Error> {
     write_with(model, path, EXTERNAL_ABOVE, Durable::Yes)
 }
 
-/// The same for a file that this process alone reads and soon removes: nothing waits for the disk.
+/// The same for files that this process alone reads and soon removes: nothing waits for the disk, and weights always lie beside the
+/// protobuf, where they can be mapped.
 pub fn write_scratch(model: &Model, path: &Path) -> Result<Written, Error> {
-    write_with(model, path, EXTERNAL_ABOVE, Durable::No)
+    write_with(model, path, 0, Durable::No)
 }
 
 /// Whether a file must survive a crash of the machine.

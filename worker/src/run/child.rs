@@ -81,6 +81,7 @@ impl Loaded {
             optimize: Optimize::Everything,
             provider,
             optimized_model: None,
+            prepack: true,
         };
         let session = runtime.open(&setup.model, &options).map_err(|error| failed(&error))?;
         if !session.outputs().contains(&setup.output.as_str()) {

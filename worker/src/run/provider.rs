@@ -29,6 +29,7 @@ pub(super) fn prove(runtime: &Runtime, provider: Provider) -> Result<()> {
         optimize: Optimize::Nothing,
         provider,
         optimized_model: None,
+        prepack: true,
     };
     let tiny = onnx::to_bytes(&tiny());
     match runtime.open_bytes(&tiny, &options) {
