@@ -5,6 +5,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -30,9 +31,11 @@ use crate::{
 };
 
 const NODE_READY_WITHIN: Duration = Duration::from_secs(90);
-/// Asked for first, so that references and kubeconfigs stay valid from run to run; taken ones are replaced by free ones.
+/// How long what a killed cluster has started may take to end.
+const DYING: Duration = Duration::from_secs(3);
 /// Below this, the kubelet would soon let no pod in, and images would not fit.
 const LEAST_DISK: u64 = 2 << 30;
+/// Asked for first, so that references and kubeconfigs stay valid from run to run; taken ones are replaced by free ones.
 const USUAL_REGISTRY_PORT: u16 = 5000;
 const USUAL_API_PORT: u16 = 6443;
 /// Bytes; about fifty builds of our images.
@@ -238,7 +241,13 @@ fn only_one() -> Result<Lock> {
     if !rustix::process::geteuid().is_root() {
         bail!("the local cluster runs real pods on this machine and so needs root: run it with sudo");
     }
-    let taken = Lock::try_take("cluster")?;
+    // The children of a killed one hold the lock until they are gone, too.
+    let until = Instant::now() + DYING;
+    let mut taken = Lock::try_take("cluster")?;
+    while taken.is_none() && Instant::now() < until {
+        thread::sleep(DYING / 30);
+        taken = Lock::try_take("cluster")?;
+    }
     taken.context(
         "a local cluster runs already: stop it (`cargo xtask cluster down`), or use it (`cargo xtask cluster env`)",
     )
