@@ -390,9 +390,12 @@ pub struct PassReport {
     /// Nodes that it could have changed and left, with the reason; at most 64 are listed.
     #[serde(default)]
     pub left: Vec<Left>,
+    /// Nodes that it kept more precise than the others, with the reason; at most 64 are listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub raised: Vec<Left>,
 }
 
-/// A node that a pass left alone.
+/// A node that a pass left alone, or kept more precise than the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
     /// Name of the node.

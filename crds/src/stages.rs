@@ -27,11 +27,24 @@ pub struct Stage {
 /// How the accuracy that a quantization loses is won back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(KubeSchema))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.share) || self.method == 'RaisePrecision'",
+    "share is for method RaisePrecision: remove it or set method: RaisePrecision")))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recover {
-    /// `SmoothQuant` evens out the inputs of matrix products (arXiv:2211.10438); it goes before mode `Static` or `Dynamic`. `GPTQ` rounds
-    /// each weight so that the errors of a product make each other good (arXiv:2210.17323); it goes after mode `WeightOnly`.
+    /// `SmoothQuant` evens out the inputs of matrix products (arXiv:2211.10438); it goes before mode `Static` or `Dynamic`. The others go
+    /// after any `quantize`, in any order: `GPTQ` rounds each weight of matrix products so that the errors of a product make each other
+    /// good (arXiv:2210.17323); `BiasCorrection` moves the mean error of each output into its bias (arXiv:1906.04721); `RaisePrecision`
+    /// keeps the matrix products that lose most in 8 bits and blocks.
     pub method: RecoverMethod,
+    /// Share of the weights of all matrix products that `RaisePrecision` may raise, 0.01 to 0.99. More is more accurate, and slower after
+    /// modes `Static` and `Dynamic`, larger after `Int4`. Default 0.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "kube",
+        schemars(length(max = 4), regex(pattern = r"^0\.(0[1-9]|[1-9][0-9]?)$"))
+    )]
+    pub share: Option<String>,
 }
 
 /// Method of winning accuracy back.
@@ -40,8 +53,24 @@ pub struct Recover {
 pub enum RecoverMethod {
     /// Even inputs, the difference moved into the weights.
     SmoothQuant,
-    /// Rounding by the inverse of what inputs have in common.
+    /// Rounding by what inputs have in common.
     GPTQ,
+    /// The mean error of each output, moved into its bias.
+    BiasCorrection,
+    /// Mixed precision by sensitivity: 8-bit blocks for what loses most.
+    RaisePrecision,
+}
+
+impl RecoverMethod {
+    /// As manifests spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SmoothQuant => "SmoothQuant",
+            Self::GPTQ => "GPTQ",
+            Self::BiasCorrection => "BiasCorrection",
+            Self::RaisePrecision => "RaisePrecision",
+        }
+    }
 }
 
 /// How a model is quantized to small integers.
@@ -161,35 +190,60 @@ pub enum CalibrationKind {
 }
 
 /// Why `stages` can't be carried out in this order, for people; none if they can.
-pub fn out_of_order(stages: &[Stage]) -> Option<&'static str> {
+pub fn out_of_order(stages: &[Stage]) -> Option<String> {
     if stages.is_empty() {
-        return Some("it has no stages: name at least one");
+        return Some("it has no stages: name at least one".to_owned());
     }
-    let mode = |stage: Option<&Stage>| stage.and_then(|stage| Some(stage.quantize.as_ref()?.mode));
     for (position, stage) in stages.iter().enumerate() {
-        let before = position.checked_sub(1).and_then(|before| stages.get(before));
         match (&stage.quantize, &stage.recover) {
             (Some(_), None) => {}
-            (None, Some(recover)) => match recover.method {
-                RecoverMethod::SmoothQuant => {
-                    let next = mode(stages.get(position + 1));
-                    if !matches!(next, Some(QuantizeMode::Static | QuantizeMode::Dynamic)) {
-                        return Some(
-                            "recover with method: SmoothQuant is not followed by quantize with mode: Static or Dynamic; put it right before such a stage",
-                        );
-                    }
-                }
-                RecoverMethod::GPTQ if mode(before) != Some(QuantizeMode::WeightOnly) => {
+            (None, Some(recover)) if recover.method == RecoverMethod::SmoothQuant => {
+                let next = stages
+                    .get(position + 1)
+                    .and_then(|next| Some(next.quantize.as_ref()?.mode));
+                if !matches!(next, Some(QuantizeMode::Static | QuantizeMode::Dynamic)) {
                     return Some(
-                        "recover with method: GPTQ does not follow quantize with mode: WeightOnly; put it right after such a stage",
+                        "recover with method: SmoothQuant is not followed by quantize with mode: Static or Dynamic; put it right before such a stage".to_owned(),
                     );
                 }
-                RecoverMethod::GPTQ => {}
-            },
-            _ => return Some("it has a stage that names no technique, or two: name quantize or recover"),
+            }
+            (None, Some(recover)) => {
+                if let Some(problem) = misplaced(recover.method, &stages[..position]) {
+                    return Some(problem);
+                }
+            }
+            _ => return Some("it has a stage that names no technique, or two: name quantize or recover".to_owned()),
         }
     }
     None
+}
+
+/// Why `method` can't help the `quantize` that `before` ends with, but for other methods that help it, too.
+fn misplaced(method: RecoverMethod, before: &[Stage]) -> Option<String> {
+    let name = method.name();
+    for stage in before.iter().rev() {
+        match (&stage.quantize, &stage.recover) {
+            (Some(quantize), _) if method == RecoverMethod::RaisePrecision => {
+                let raised = quantize.mode == QuantizeMode::WeightOnly && quantize.weights == WeightType::Int8;
+                return raised.then(|| {
+                    "recover with method: RaisePrecision follows quantize with mode: WeightOnly and weights: Int8, which has 8-bit blocks \
+                     everywhere; remove it, set weights: Int4, or use mode: Static or Dynamic"
+                        .to_owned()
+                });
+            }
+            (Some(_), _) => return None,
+            (None, Some(recover)) if recover.method == method => {
+                return Some(format!(
+                    "recover with method: {name} follows the same quantize twice; remove one of them"
+                ));
+            }
+            (None, Some(recover)) if recover.method != RecoverMethod::SmoothQuant => {}
+            _ => break,
+        }
+    }
+    Some(format!(
+        "recover with method: {name} does not follow quantize; put it right after such a stage"
+    ))
 }
 
 /// What in `stages` needs calibration data, for people; none if nothing does.
@@ -210,12 +264,17 @@ mod tests {
         let stages = |text: &str| serde_json::from_str::<Vec<Stage>>(text).unwrap();
         let smooth = r#"{"recover": {"method": "SmoothQuant"}}"#;
         let gptq = r#"{"recover": {"method": "GPTQ"}}"#;
+        let bias = r#"{"recover": {"method": "BiasCorrection"}}"#;
+        let raise = r#"{"recover": {"method": "RaisePrecision", "share": "0.3"}}"#;
         let dynamic = r#"{"quantize": {"mode": "Dynamic"}}"#;
         let blocks = r#"{"quantize": {"mode": "WeightOnly", "weights": "Int4"}}"#;
         for good in [
             format!("[{dynamic}]"),
             format!("[{smooth}, {dynamic}]"),
             format!("[{blocks}, {gptq}]"),
+            format!("[{smooth}, {dynamic}, {gptq}, {bias}]"),
+            format!("[{dynamic}, {bias}, {raise}, {gptq}]"),
+            format!("[{blocks}, {raise}]"),
         ] {
             assert_eq!(out_of_order(&stages(&good)), None, "{good}");
         }
@@ -225,8 +284,16 @@ mod tests {
             (format!("[{smooth}]"), "SmoothQuant is not followed"),
             (format!("[{smooth}, {blocks}]"), "SmoothQuant is not followed"),
             (format!("[{gptq}, {blocks}]"), "GPTQ does not follow"),
-            (format!("[{dynamic}, {gptq}]"), "GPTQ does not follow"),
-            (format!("[{blocks}, {gptq}, {gptq}]"), "GPTQ does not follow"),
+            (format!("[{bias}]"), "BiasCorrection does not follow"),
+            (format!("[{smooth}, {gptq}, {dynamic}]"), "SmoothQuant is not followed"),
+            (
+                format!("[{blocks}, {gptq}, {bias}, {gptq}]"),
+                "GPTQ follows the same quantize twice",
+            ),
+            (
+                format!(r#"[{{"quantize": {{"mode": "WeightOnly"}}}}, {raise}]"#),
+                "8-bit blocks everywhere",
+            ),
         ] {
             let said = out_of_order(&stages(&bad)).unwrap_or_default();
             assert!(said.contains(words), "{bad}: {said}");

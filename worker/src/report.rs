@@ -177,6 +177,7 @@ mod tests {
                 name: "p".into(),
                 changed: 3,
                 left: (0..left).map(node).collect(),
+                raised: Vec::new(),
             }],
             calibration_rows: 1,
             seconds: 1.0,

@@ -11,7 +11,7 @@ use std::{
 use assayer_worker::{
     onnx::{ElementType, Limits, Tensor},
     optimize::{Request, Stage, optimize},
-    passes::{Bits, Blocks, Rounding},
+    passes::{Bits, Blocks, Recovery},
     session::Runtime,
 };
 
@@ -118,7 +118,7 @@ fn a_model_over_two_gibibytes_takes_little_more_memory_than_its_own() {
         stages: &[Stage::QuantizeBlocks(Blocks {
             bits: Bits::Eight,
             size: 128,
-            rounding: Rounding::Nearest,
+            recovery: Recovery::default(),
         })],
         threads: 2,
         limits: Limits::default(),

@@ -269,6 +269,8 @@ pub fn technique(stages: &[Stage]) -> String {
             (None, Some(recover)) => Some(match recover.method {
                 RecoverMethod::SmoothQuant => "smoothquant",
                 RecoverMethod::GPTQ => "gptq",
+                RecoverMethod::BiasCorrection => "biascorrection",
+                RecoverMethod::RaisePrecision => "raiseprecision",
             }),
             (None, None) => None,
         })

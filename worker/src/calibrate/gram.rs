@@ -1,6 +1,7 @@
-//! Which inputs of a product go together: the sum of the outer products of all rows seen, and nothing else of them.
+//! Which inputs of a product go together: sums over all rows seen, and nothing else of them.
 //!
-//! Panels are of a fixed size and each adds its rows in the order in which they come, so that the sums don't depend on threads.
+//! Rows are gathered to parts of a fixed number and panels are of a fixed size, each adding the parts in the order in which they come,
+//! so that the sums depend neither on threads nor on how rows are batched.
 
 use super::Rows;
 use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
@@ -8,13 +9,21 @@ use rayon::prelude::*;
 
 /// Inputs whose products are summed by one task.
 const PANEL: usize = 128;
+/// Rows that are added at once: a sum is read and written once for so many.
+const PART: usize = 256;
 
-/// `X^T X` of all rows `X` seen.
+/// `X^T X` of all rows `X` seen, their sum, and how far the values of one run lie apart.
 #[derive(Debug, Clone)]
 pub struct Gram {
     size: usize,
     /// Panels of columns, each from the first input down to the panel's last: the rest is the same turned around.
     panels: Vec<Vec<f32>>,
+    /// Rows that are not in the panels yet.
+    waiting: Vec<f32>,
+    sums: Vec<f64>,
+    rows: u64,
+    /// Sum, over rows, of the squared distance from the smallest to the largest value (or zero) of their run.
+    spread: f64,
 }
 
 impl Rows for Gram {
@@ -26,7 +35,14 @@ impl Rows for Gram {
                 vec![0.0; to * (to - from)]
             })
             .collect();
-        Self { size, panels }
+        Self {
+            size,
+            panels,
+            waiting: Vec::new(),
+            sums: vec![0.0; size],
+            rows: 0,
+            spread: 0.0,
+        }
     }
 
     fn size(&self) -> usize {
@@ -34,8 +50,32 @@ impl Rows for Gram {
     }
 
     fn add(&mut self, rows: &[f32]) {
-        let count = rows.len() / self.size.max(1);
-        let Ok(rows) = ArrayView2::from_shape((count, self.size), &rows[..count * self.size]) else {
+        let (mut count, mut low, mut high) = (0_u32, 0.0_f32, 0.0_f32);
+        for row in rows.chunks_exact(self.size.max(1)) {
+            count += 1;
+            for (sum, &value) in self.sums.iter_mut().zip(row) {
+                *sum += f64::from(value);
+                low = low.min(value);
+                high = high.max(value);
+            }
+        }
+        self.rows += u64::from(count);
+        self.spread += f64::from(count) * (f64::from(high) - f64::from(low)).powi(2);
+        let mut rest = rows;
+        while rest.len() >= self.size.max(1) {
+            let room = PART * self.size - self.waiting.len();
+            let (now, later) = rest.split_at(room.min(rest.len() / self.size * self.size));
+            self.waiting.extend_from_slice(now);
+            if self.waiting.len() == PART * self.size {
+                self.finish();
+            }
+            rest = later;
+        }
+    }
+
+    fn finish(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let Ok(rows) = ArrayView2::from_shape((waiting.len() / self.size.max(1), self.size), &waiting) else {
             return;
         };
         self.panels.par_iter_mut().enumerate().for_each(|(panel, sums)| {
@@ -58,6 +98,59 @@ impl Gram {
         let width = PANEL.min(self.size - from);
         f64::from(self.panels[panel][low * width + high - from])
     }
+
+    /// Rows seen; at least one, so that it can be divided by.
+    #[allow(clippy::cast_precision_loss, reason = "rows are counted, and far fewer than 2^52")]
+    pub fn rows(&self) -> f64 {
+        self.rows.max(1) as f64
+    }
+
+    /// Mean of an input.
+    pub fn mean(&self, input: usize) -> f64 {
+        self.sums[input] / self.rows()
+    }
+
+    /// Mean square of an input.
+    pub fn mean_square(&self, input: usize) -> f64 {
+        self.at(input, input) / self.rows()
+    }
+
+    /// Mean square of the range of a run, zero included.
+    pub fn square_range(&self) -> f64 {
+        self.spread / self.rows()
+    }
+
+    /// Mean, over rows, of the squared length of `x^T W`, with `W` of `columns` values for each input: `tr(W^T H W) / rows`.
+    pub fn power(&self, weights: &[f32], columns: usize) -> f64 {
+        let Ok(weights) = ArrayView2::from_shape((self.size, columns), weights) else {
+            return 0.0;
+        };
+        let sums: Vec<f64> = self
+            .panels
+            .par_iter()
+            .enumerate()
+            .map(|(panel, sums)| {
+                let from = panel * PANEL;
+                let to = (from + PANEL).min(self.size);
+                let Ok(sums) = ArrayView2::from_shape((to, to - from), sums) else {
+                    return 0.0;
+                };
+                let dot = |left: usize, right: ArrayView2<'_, f32>| -> f64 {
+                    let left = weights.slice(s![left..left + right.nrows(), ..]);
+                    left.iter()
+                        .zip(&right)
+                        .map(|(l, r)| f64::from(*l) * f64::from(*r))
+                        .sum()
+                };
+                let own = weights.slice(s![from..to, ..]);
+                // What lies above the panel's square counts twice: it is the same below.
+                let above = sums.slice(s![..from, ..]).dot(&own);
+                let square = sums.slice(s![from.., ..]).dot(&own);
+                2.0 * dot(0, above.view()) + dot(from, square.view())
+            })
+            .collect();
+        sums.iter().sum::<f64>() / self.rows()
+    }
 }
 
 #[cfg(test)]
@@ -67,15 +160,58 @@ mod tests {
 
     #[test]
     fn every_pair_is_summed_whatever_the_parts() {
-        let (size, rows) = (150, noise(1, 150 * 40));
+        let (size, rows) = (150, noise(1, 150 * 600));
         let mut parts = Gram::new(size);
         rows.chunks(size * 7).for_each(|part| parts.add(part));
+        parts.finish();
         for (left, right) in [(0, 0), (3, 140), (140, 3), (149, 149), (127, 128)] {
             let wanted: f64 = rows
                 .chunks(size)
                 .map(|row| f64::from(row[left]) * f64::from(row[right]))
                 .sum();
-            assert!((parts.at(left, right) - wanted).abs() < 1e-4);
+            assert!((parts.at(left, right) - wanted).abs() < 1e-3);
         }
+        let mean = rows
+            .iter()
+            .skip(5)
+            .step_by(size)
+            .map(|value| f64::from(*value))
+            .sum::<f64>()
+            / 600.0;
+        assert!((parts.mean(5) - mean).abs() < 1e-9);
+        let mut whole = Gram::new(size);
+        whole.add(&rows);
+        whole.finish();
+        assert_eq!(whole.panels, parts.panels, "batches make no difference");
+    }
+
+    #[test]
+    fn power_is_that_of_the_outputs() {
+        let (size, columns) = (200, 7);
+        let (rows, weights) = (noise(2, size * 90), noise(3, size * columns));
+        let mut gram = Gram::new(size);
+        gram.add(&rows);
+        gram.finish();
+        let mut wanted = 0.0;
+        for row in rows.chunks(size) {
+            for column in 0..columns {
+                let output: f64 = row
+                    .iter()
+                    .enumerate()
+                    .map(|(i, x)| f64::from(*x) * f64::from(weights[i * columns + column]))
+                    .sum();
+                wanted += output * output / 90.0;
+            }
+        }
+        let power = gram.power(&weights, columns);
+        assert!((power - wanted).abs() < 1e-4 * wanted, "{power} {wanted}");
+    }
+
+    #[test]
+    fn ranges_are_of_runs_and_hold_zero() {
+        let mut gram = Gram::new(2);
+        gram.add(&[1.0, 3.0]);
+        gram.add(&[-1.0, 1.0, 0.5, 0.0]);
+        assert!((gram.square_range() - (9.0 + 2.0 * 4.0) / 3.0).abs() < 1e-9);
     }
 }

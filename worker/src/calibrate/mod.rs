@@ -152,6 +152,8 @@ pub trait Rows {
     fn size(&self) -> usize;
     /// Adds rows, one after another.
     fn add(&mut self, rows: &[f32]);
+    /// Called once, after the last row.
+    fn finish(&mut self) {}
 }
 
 /// Runs `batches` through `model` and gives what `T` keeps of the rows of every tensor in `taps`, by name.
@@ -173,6 +175,7 @@ pub fn rows<T: Rows>(
         }
         Ok(())
     })?;
+    kept.values_mut().for_each(Rows::finish);
     Ok(kept)
 }
 

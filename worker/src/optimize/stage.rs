@@ -2,11 +2,13 @@
 
 use super::{Error, Step};
 use crate::{
-    calibrate::{self, Batches, Samples},
+    calibrate::{self, Batches, Gram, Samples},
     onnx::Model,
     passes::{
-        self, Blocks, Mode, Quantize, Report, Rounding, quantize_blocks, quantize_dynamic, quantize_static,
-        quantize_tables, smooth,
+        self, Bits, Blocks, Mode, Quantize, Recovering, Recovery, Report, quantize_blocks, quantize_dynamic,
+        quantize_static, quantize_tables,
+        raise_precision::{self, Otherwise},
+        smooth,
     },
     session::Runtime,
 };
@@ -39,8 +41,8 @@ impl Stage {
     pub(super) fn calibrates(&self) -> bool {
         match self {
             Self::Smooth => true,
-            Self::Quantize(settings) => settings.mode == Mode::Static,
-            Self::QuantizeBlocks(settings) => settings.rounding == Rounding::Gptq,
+            Self::Quantize(settings) => settings.mode == Mode::Static || settings.recovery.calibrates(),
+            Self::QuantizeBlocks(settings) => settings.recovery.calibrates(),
         }
     }
 
@@ -61,37 +63,69 @@ impl Stage {
             }
             Self::Quantize(settings) => {
                 // First: calibration then sees the activations that rounded rows give.
-                let tables = quantize_tables::apply(model)?;
-                let products = match settings.mode {
+                let mut reports = vec![quantize_tables::apply(model)?];
+                let grams = calibration.grams(model, settings.recovery)?;
+                let mut recovering = Recovering::new(settings.recovery, &grams);
+                let otherwise = Otherwise::Integers(settings.granularity);
+                reports.extend(raise(model, settings.recovery, otherwise, &mut recovering)?);
+                reports.push(match settings.mode {
                     Mode::Dynamic => {
                         (calibration.progress)(Step::Quantize);
-                        quantize_dynamic::apply(model, settings)?
+                        quantize_dynamic::apply_recovering(model, settings, &mut recovering)?
                     }
                     Mode::Static => {
                         let taps = quantize_static::taps(model);
                         let observed = calibration.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
                             calibrate::calibrate(runtime, threads, model, &taps, settings.calibration, batches, told)
                         })?;
-                        quantize_static::apply(model, settings, &observed)?
+                        quantize_static::apply_recovering(model, settings, &observed, &mut recovering)?
                     }
-                };
-                Ok(vec![tables, products])
+                });
+                reports.extend(recovering.finish()?);
+                Ok(reports)
             }
             Self::QuantizeBlocks(settings) => {
-                let taps = match settings.rounding {
-                    Rounding::Nearest => Vec::new(),
-                    Rounding::Gptq => passes::product_inputs(model),
-                };
-                let grams = calibration.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
-                    calibrate::rows(runtime, threads, model, &taps, batches, told)
-                })?;
-                Ok(vec![quantize_blocks::apply(model, settings, &grams)?])
+                let grams = calibration.grams(model, settings.recovery)?;
+                let mut recovering = Recovering::new(settings.recovery, &grams);
+                let mut reports = Vec::new();
+                if settings.bits == Bits::Four {
+                    let otherwise = Otherwise::FourBits(settings.size);
+                    reports.extend(raise(model, settings.recovery, otherwise, &mut recovering)?);
+                }
+                reports.push(quantize_blocks::apply(model, settings, &mut recovering)?);
+                reports.extend(recovering.finish()?);
+                Ok(reports)
             }
         }
     }
 }
 
+/// Keeps the worst products more precise, where that was asked for.
+fn raise(
+    model: &mut Model,
+    recovery: Recovery,
+    otherwise: Otherwise,
+    recovering: &mut Recovering<'_>,
+) -> Result<Option<Report>, passes::Error> {
+    let share = recovery.raise;
+    share
+        .map(|share| raise_precision::apply(model, share, otherwise, recovering))
+        .transpose()
+}
+
 impl Calibration<'_, '_, '_> {
+    /// Which inputs of the products of `model` go together, where `recovery` needs it.
+    fn grams(&mut self, model: &Model, recovery: Recovery) -> Result<BTreeMap<String, Gram>, Error> {
+        if !recovery.calibrates() {
+            return Ok(BTreeMap::new());
+        }
+        let (runtime, threads) = (self.runtime, self.threads);
+        let taps = passes::product_inputs(model);
+        self.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
+            calibrate::rows(runtime, threads, model, &taps, batches, told)
+        })
+    }
+
     /// What `observe` learns of `taps`; nothing where there is none.
     fn of<T>(
         &mut self,

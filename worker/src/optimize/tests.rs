@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     calibrate::Method,
     onnx::ElementType,
-    passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Rounding},
+    passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Recovery},
     testing,
 };
 
@@ -133,19 +133,30 @@ fn the_real_model_in_blocks_is_small_and_agrees() {
     let folder = tempfile::tempdir().unwrap();
     let held_out: Vec<Vec<Tensor>> = samples().split_off(12);
     let baseline = top(&testing::magika(), &held_out);
-    for (bits, rounding, least) in [
-        (Bits::Eight, Rounding::Nearest, 98),
-        (Bits::Four, Rounding::Nearest, 90),
-        (Bits::Four, Rounding::Gptq, 90),
+    let plain = Recovery::default();
+    let gptq = Recovery { gptq: true, ..plain };
+    for (bits, recovery, least) in [
+        (Bits::Eight, plain, 98),
+        (Bits::Four, plain, 90),
+        (Bits::Four, gptq, 90),
     ] {
         let output = folder.path().join("candidate.onnx");
         let stages = [Stage::QuantizeBlocks(Blocks {
             bits,
             size: 32,
-            rounding,
+            recovery,
         })];
         let report = make_stages(&stages, 1, &output).unwrap();
-        assert_eq!(report.passes.last().unwrap().changed, 2, "two MatMul; the Conv stays");
+        let pass = |name| report.passes.iter().find(|pass| pass.name == name);
+        assert_eq!(
+            pass("quantize-blocks").unwrap().changed,
+            2,
+            "a MatMul and a lookup; the Conv stays"
+        );
+        assert_eq!(
+            pass("gptq").map(|pass| (pass.changed, pass.left.clone())),
+            recovery.gptq.then_some((1, vec![]))
+        );
         assert!(report.bytes_after < report.bytes_before, "{report:?}");
         let agree = top(&output, &held_out)
             .iter()

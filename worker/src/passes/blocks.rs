@@ -15,9 +15,8 @@ use rayon::prelude::*;
 const SMALLEST_SCALE: f32 = 1e-18;
 /// Shares of a block's range that are tried with 4 bits: clipping its largest values may cost less than coarse steps for all.
 const SHARES: [f32; 9] = [1.0, 0.96, 0.92, 0.88, 0.84, 0.80, 0.76, 0.72, 0.68];
-/// Rows that one thread gathers at once, so that it reads whole cache lines of a matrix whose rows are its columns.
-const TILE: usize = 16;
-
+/// Rows that one thread gathers and rounds at once, so that it reads whole cache lines of a matrix whose rows are its columns.
+pub(super) const TILE: usize = 32;
 /// Floats of this magnitude have no digits behind the point: adding it rounds to the nearest whole number, ties to even, and unlike a
 /// call of the mathematical library for several values at once.
 const WHOLE: f32 = 12_582_912.0;
@@ -154,7 +153,13 @@ fn nearest(values: &[f32], length: usize, steps: &[Steps], block: usize) -> Vec<
 }
 
 /// Rows `first..first + tall`, one after another.
-fn gather(weights: &[[u8; 4]], (rows, length): (usize, usize), order: Order, first: usize, tall: usize) -> Vec<f32> {
+pub(super) fn gather(
+    weights: &[[u8; 4]],
+    (rows, length): (usize, usize),
+    order: Order,
+    first: usize,
+    tall: usize,
+) -> Vec<f32> {
     match order {
         Order::Rows => weights[first * length..(first + tall) * length]
             .iter()
@@ -238,7 +243,25 @@ impl Steps {
         }
     }
 
-    /// The code of `value`, a whole number.
+    /// The 255 values of a symmetric `int8`: 127 steps up to `largest` in both directions.
+    pub(super) fn symmetric(largest: f32) -> Self {
+        Self {
+            scale: (largest / 127.0).max(SMALLEST_SCALE),
+            zero_point: 127.0,
+            largest: 254.0,
+        }
+    }
+
+    /// The symmetric ones with the least squared error, weighted by `importance`, among shares of the largest magnitude.
+    pub(super) fn fit_symmetric(values: &[f32], importance: &[f32]) -> Self {
+        let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let tried = SHARES.map(|share| Self::symmetric(largest * share));
+        let errors = tried.map(|steps| steps.error(values, Some(importance)));
+        let best = (0..tried.len()).min_by(|&a, &b| errors[a].total_cmp(&errors[b]));
+        tried[best.unwrap_or(0)]
+    }
+
+    /// The code of `value`, a whole number: the nearest, ties to even.
     pub(super) fn code(self, value: f32) -> f32 {
         ((value / self.scale + self.zero_point).clamp(0.0, self.largest) + WHOLE) - WHOLE
     }
@@ -250,7 +273,6 @@ impl Steps {
 }
 
 /// What `blocked` stands for: rows of `length` values.
-#[cfg(test)]
 pub(super) fn unpack(blocked: &Blocked, (rows, length): (usize, usize), bits: Bits, block: usize) -> Vec<f32> {
     let blocks = length.div_ceil(block);
     let code = |packed: &[u8], index: usize| {

@@ -1,7 +1,9 @@
 //! Rounding that makes its errors good: GPTQ (Frantar et al., 2022, arXiv:2210.17323), with the order by activation and fixed steps.
 //!
-//! From the inputs that calibration has seen, `X`, only `H = X X^T` is needed. Weights are rounded one input at a time; what a weight was
-//! rounded by moves the weights that are still to come, along the rows of `U` with `H^-1 = U^T U`. Knows numbers, never a graph.
+//! From the inputs that calibration has seen, `X`, only `H = X X^T` is needed. Weights are rounded one input at a time, each towards the
+//! value that makes good what those before it were rounded by. It is done as Babai's nearest plane, which gives the same numbers (Chen et
+//! al., 2025, arXiv:2507.18553): with `H = A^T A` and `A` lower triangular, input `k` aims at `w_k + sum_{j<k} A_kj e_j / A_kk`, where
+//! `e_j` is what input `j` has lost. That spares the inverse of `H`. Knows numbers, never a graph.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -11,60 +13,83 @@
 
 use super::blocks::Steps;
 use crate::calibrate::{Gram, Rows as _};
+use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
 /// Share of the mean diagonal that is added to every diagonal entry, so that inputs that always go together can be told apart.
 const DAMPING: f64 = 0.01;
 /// Damping is raised tenfold this often before the inputs are given up as not worth a factor.
 const ATTEMPTS: i32 = 4;
+/// Share of the squares that must be around the mean.
+const SMALLEST_SHARE: f64 = 1e-6;
 /// Rows of the factorization that are finished together.
 const PANEL: usize = 64;
+/// Rows that one task updates behind a finished panel.
+const TALL: usize = 128;
+/// Inputs that are rounded before their errors are carried to all the others by one product.
+const WIDE: usize = 32;
 
 /// What rounding must know of a product's inputs.
 #[derive(Debug)]
 pub(super) struct Factor {
     /// Inputs in the order of rounding: those that matter most first, while there is most left to make good with.
     order: Vec<usize>,
-    /// `U`, row-major, rows and columns in that order; below the diagonal is zero.
-    upper: Vec<f32>,
+    /// `A_kj / A_kk`, row-major, rows and columns in that order; zero above the diagonal.
+    lower: Vec<f32>,
     /// Diagonal of `H` by input.
     importance: Vec<f32>,
 }
 
+/// Which errors count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Errors {
+    /// All of them: `H = X X^T`.
+    All,
+    /// Those around their mean, which a bias makes good: `H = X X^T - n m m^T`.
+    AroundMean,
+}
+
 impl Factor {
     /// `None` where the inputs hold nothing to go by: all zero, or not finite.
-    pub(super) fn new(gram: &Gram) -> Option<Self> {
+    pub(super) fn new(gram: &Gram, errors: Errors) -> Option<Self> {
         let size = gram.size();
-        let diagonal: Vec<f64> = (0..size).map(|input| gram.at(input, input)).collect();
+        let at = |left: usize, right: usize| match errors {
+            Errors::All => gram.at(left, right),
+            Errors::AroundMean => gram.at(left, right) - gram.rows() * gram.mean(left) * gram.mean(right),
+        };
+        let diagonal: Vec<f64> = (0..size).map(|input| at(input, input).max(0.0)).collect();
         let mean = diagonal.iter().sum::<f64>() / size as f64;
-        if !(mean.is_finite() && mean > 0.0) {
+        // What sums in 32 bits leave of inputs that never vary is no variance.
+        let all = (0..size).map(|input| gram.at(input, input)).sum::<f64>() / size as f64;
+        if !(mean.is_finite() && mean > SMALLEST_SHARE * all) {
             return None;
         }
         let mut order: Vec<usize> = (0..size).collect();
         order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]).then(a.cmp(&b)));
-        // H with its inputs in reverse order is L L^T; then U is the inverse of L, turned around in both directions.
+        // H with its inputs in reverse order is L L^T; then A is L turned around: A_kj = L_(n-1-j)(n-1-k).
         let reversed = |index: usize| order[size - 1 - index];
-        let lower = (0..ATTEMPTS).find_map(|attempt| {
+        let turned = (0..ATTEMPTS).find_map(|attempt| {
             let damping = mean * DAMPING * 10_f64.powi(attempt);
             let mut matrix = vec![0.0; size * size];
             matrix.par_chunks_mut(size).enumerate().for_each(|(row, values)| {
                 for (column, value) in values.iter_mut().enumerate().take(row + 1) {
-                    *value = gram.at(reversed(row), reversed(column));
+                    *value = at(reversed(row), reversed(column));
                 }
                 values[row] += damping;
             });
             cholesky(&mut matrix, size).then_some(matrix)
         })?;
-        let inverse = invert_lower(&lower, size);
-        let mut upper = vec![0.0_f32; size * size];
-        upper.par_chunks_mut(size).enumerate().for_each(|(row, values)| {
-            for (column, value) in values.iter_mut().enumerate().skip(row) {
-                *value = inverse[(size - 1 - row) * size + size - 1 - column] as f32;
+        let mut lower = vec![0.0_f32; size * size];
+        lower.par_chunks_mut(size).enumerate().for_each(|(row, values)| {
+            let entry = |column: usize| turned[(size - 1 - column) * size + size - 1 - row];
+            let pivot = entry(row);
+            for (column, value) in values.iter_mut().enumerate().take(row) {
+                *value = (entry(column) / pivot) as f32;
             }
         });
         Some(Self {
             order,
-            upper,
+            lower,
             importance: diagonal.iter().map(|value| *value as f32).collect(),
         })
     }
@@ -77,28 +102,48 @@ impl Factor {
     /// Codes of `values`, rows of one weight for each input, given the steps of each block of each row.
     pub(super) fn round(&self, values: &[f32], steps: &[Steps], block: usize) -> Vec<u8> {
         let size = self.order.len();
-        let blocks = size.div_ceil(block);
-        let mut work = vec![0.0; values.len()];
-        for (work, values) in work.chunks_exact_mut(size).zip(values.chunks_exact(size)) {
-            work.iter_mut()
-                .zip(&self.order)
-                .for_each(|(work, &input)| *work = values[input]);
-        }
+        let (rows, blocks) = (values.len() / size, size.div_ceil(block));
         let mut codes = vec![0; values.len()];
-        for (at, &input) in self.order.iter().enumerate() {
-            let along = &self.upper[at * size + at..(at + 1) * size];
-            for (row, work) in work.chunks_exact_mut(size).enumerate() {
-                let steps = steps[row * blocks + input / block];
-                let code = steps.code(work[at]);
-                codes[row * size + input] = code as u8;
-                let error = (work[at] - steps.value(code)) / along[0];
-                work[at + 1..]
-                    .iter_mut()
-                    .zip(&along[1..])
-                    .for_each(|(work, along)| *work -= error * along);
+        // Both by position in the order, then by row, so that neighbours are of one input.
+        let mut errors = vec![0.0_f32; values.len()];
+        let mut carried = vec![0.0_f32; WIDE * rows];
+        for from in (0..size).step_by(WIDE) {
+            let to = (from + WIDE).min(size);
+            let (done, open) = errors.split_at_mut(from * rows);
+            let carried = &mut carried[..(to - from) * rows];
+            carry(&self.lower[from * size..to * size], size, done, carried, from, rows);
+            for at in from..to {
+                let input = self.order[at];
+                let (current, later) = carried[(at - from) * rows..].split_at_mut(rows);
+                let lost = &mut open[(at - from) * rows..][..rows];
+                for (row, (carried, lost)) in current.iter().zip(lost.iter_mut()).enumerate() {
+                    let steps = steps[row * blocks + input / block];
+                    let value = values[row * size + input];
+                    let code = steps.code(value + carried);
+                    codes[row * size + input] = code as u8;
+                    *lost = value - steps.value(code);
+                }
+                for (next, carried) in later.chunks_exact_mut(rows).enumerate() {
+                    let factor = self.lower[(at + 1 + next) * size + at];
+                    for (carried, lost) in carried.iter_mut().zip(&*lost) {
+                        *carried += factor * lost;
+                    }
+                }
             }
         }
         codes
+    }
+}
+
+/// `carried = factors[.., ..from] errors`, with `factors` rows of `size`, and `rows` values for each position of the other two.
+fn carry(factors: &[f32], size: usize, errors: &[f32], carried: &mut [f32], from: usize, rows: usize) {
+    let count = factors.len() / size;
+    if let (Ok(factors), Ok(errors), Ok(mut carried)) = (
+        ArrayView2::from_shape((count, size), factors),
+        ArrayView2::from_shape((from, rows), errors),
+        ArrayViewMut2::from_shape((count, rows), carried),
+    ) {
+        general_mat_mul(1.0, &factors.slice(s![.., ..from]), &errors, 0.0, &mut carried);
     }
 }
 
@@ -128,58 +173,23 @@ fn cholesky(matrix: &mut [f64], size: usize) -> bool {
                 current[column] = (current[column] - known) / other[column - from];
             }
         });
+        let width = to - from;
         let finished: Vec<f64> = rest
             .chunks_exact(size)
             .flat_map(|row| row[from..to].iter().copied())
             .collect();
-        rest.par_chunks_mut(size).enumerate().for_each(|(row, current)| {
-            let width = to - from;
-            let own = &finished[row * width..(row + 1) * width];
-            for (column, value) in current[to..=to + row].iter_mut().enumerate() {
-                *value -= dot(own, &finished[column * width..(column + 1) * width]);
+        let finished = ArrayView2::from_shape((size - to, width), &finished);
+        rest.par_chunks_mut(TALL * size).enumerate().for_each(|(part, rows)| {
+            let (first, count) = (part * TALL, rows.len() / size);
+            if let (Ok(finished), Ok(mut rows)) = (&finished, ArrayViewMut2::from_shape((count, size), rows)) {
+                let own = finished.slice(s![first..first + count, ..]);
+                let others = finished.slice(s![..first + count, ..]);
+                let mut below = rows.slice_mut(s![.., to..to + first + count]);
+                general_mat_mul(-1.0, &own, &others.t(), 1.0, &mut below);
             }
         });
     }
     true
-}
-
-/// The inverse of a lower triangular matrix.
-fn invert_lower(lower: &[f64], size: usize) -> Vec<f64> {
-    let panels: Vec<usize> = (0..size).step_by(PANEL).collect();
-    let inverted: Vec<Vec<f64>> = panels
-        .par_iter()
-        .map(|&from| {
-            let width = PANEL.min(size - from);
-            let mut columns = vec![0.0; (size - from) * width];
-            for row in from..size {
-                let (done, rest) = columns.split_at_mut((row - from) * width);
-                let current = &mut rest[..width];
-                if row - from < width {
-                    current[row - from] = 1.0;
-                }
-                let factors = &lower[row * size + from..row * size + row];
-                for (factor, above) in factors.iter().zip(done.chunks_exact(width)) {
-                    for (value, above) in current.iter_mut().zip(above) {
-                        *value -= factor * above;
-                    }
-                }
-                let pivot = lower[row * size + row];
-                for value in current {
-                    *value /= pivot;
-                }
-            }
-            columns
-        })
-        .collect();
-    let mut inverse = vec![0.0; size * size];
-    for (&from, columns) in panels.iter().zip(&inverted) {
-        let width = PANEL.min(size - from);
-        for (row, values) in columns.chunks_exact(width).enumerate() {
-            let start = (from + row) * size + from;
-            inverse[start..start + width].copy_from_slice(values);
-        }
-    }
-    inverse
 }
 
 /// In eight partial sums, so that the compiler may use vectors; the order is always the same.
@@ -223,36 +233,57 @@ mod tests {
     fn gram(inputs: &[f32], size: usize) -> Gram {
         let mut gram = Gram::new(size);
         inputs.chunks(size * 37).for_each(|part| gram.add(part));
+        gram.finish();
         gram
     }
 
     #[test]
-    fn the_factor_is_that_of_the_inverse() {
+    fn the_factor_is_that_of_the_sums() {
         let size = 150;
         let gram = gram(&inputs(400, size), size);
-        let factor = Factor::new(&gram).unwrap();
+        let factor = Factor::new(&gram, Errors::All).unwrap();
         let mean = (0..size).map(|i| gram.at(i, i)).sum::<f64>() / size as f64;
-        // H U^T U is the identity, in the factor's order.
-        let upper = |row: usize, column: usize| f64::from(factor.upper[row * size + column]);
+        let entry = |row: usize, column: usize| match row.cmp(&column) {
+            std::cmp::Ordering::Less => 0.0,
+            std::cmp::Ordering::Equal => 1.0,
+            std::cmp::Ordering::Greater => f64::from(factor.lower[row * size + column]),
+        };
+        // H = A^T D A with ones on the diagonal of A: its last row and column give D's last entry, and so on upwards.
+        let sums = |row: usize, column: usize| {
+            gram.at(factor.order[row], factor.order[column]) + if row == column { mean * DAMPING } else { 0.0 }
+        };
+        let mut squares = vec![0.0; size];
+        for row in (0..size).rev() {
+            let later: f64 = (row + 1..size).map(|k| entry(k, row).powi(2) * squares[k]).sum();
+            squares[row] = sums(row, row) - later;
+            assert!(squares[row] > 0.0);
+        }
         for row in (0..size).step_by(29) {
             for column in (0..size).step_by(31) {
-                let mut sum = 0.0;
-                for k in 0..size {
-                    let inverse: f64 = (0..=k.min(column)).map(|i| upper(i, k) * upper(i, column)).sum();
-                    let damped = if k == row { mean * DAMPING } else { 0.0 };
-                    sum += (gram.at(factor.order[row], factor.order[k]) + damped) * inverse;
-                }
-                let wanted = if row == column { 1.0 } else { 0.0 };
-                assert!((sum - wanted).abs() < 1e-3, "{row} {column}: {sum}");
+                let back: f64 = (0..size).map(|k| entry(k, row) * entry(k, column) * squares[k]).sum();
+                assert!((back - sums(row, column)).abs() < 1e-3 * mean, "{row} {column}: {back}");
             }
         }
+    }
+
+    #[test]
+    fn it_rounds_as_the_paper_does() {
+        // One weight at a time, by the inverse of H, as in the paper: here with H = [[2, 1], [1, 1]] and steps of 1.
+        let mut gram = Gram::new(2);
+        gram.add(&[1.0, 1.0, 1.0, 0.0]);
+        gram.finish();
+        let factor = Factor::new(&gram, Errors::All).unwrap();
+        let steps = Steps::symmetric(127.0);
+        let codes = factor.round(&[10.4, 3.3], &[steps], 2);
+        // 10.4 -> 10 loses 0.4; the second makes good 0.4 * H_01 / H_11 = 0.4: 3.7 -> 4.
+        assert_eq!(codes, [127 + 10, 127 + 4]);
     }
 
     #[test]
     fn outputs_are_closer_than_with_nearest_rounding() {
         let (size, columns) = (96, 24);
         let (inputs, weights) = (inputs(600, size), noise(3, size * columns));
-        let factor = Factor::new(&gram(&inputs[..400 * size], size)).unwrap();
+        let factor = Factor::new(&gram(&inputs[..400 * size], size), Errors::All).unwrap();
         let little: Vec<[u8; 4]> = weights.iter().map(|weight| weight.to_le_bytes()).collect();
         let error = |factor: Option<&Factor>| -> f64 {
             let blocked = blocks::quantize(&little, (columns, size), Order::Rows, Bits::Four, 32, factor).unwrap();
@@ -277,8 +308,10 @@ mod tests {
 
     #[test]
     fn inputs_that_say_nothing_have_no_factor() {
-        assert!(Factor::new(&gram(&[0.0; 64], 16)).is_none());
-        // Always the same direction: damping makes a factor of it.
-        assert!(Factor::new(&gram(&[1.0; 64], 16)).is_some());
+        let factor = |value: f32, errors| Factor::new(&gram(&[value; 64], 16), errors);
+        assert!(factor(0.0, Errors::All).is_none());
+        // Always the same direction: damping makes a factor of it. A bias makes all of its errors good.
+        assert!(factor(1.0, Errors::All).is_some());
+        assert!(factor(1.0, Errors::AroundMean).is_none());
     }
 }

@@ -12,6 +12,7 @@ pub mod fold_table;
 pub mod gelu;
 mod gptq;
 mod layout;
+mod nbits;
 pub mod one_hot;
 mod polynomial;
 mod product;
@@ -19,6 +20,8 @@ pub mod quantize_blocks;
 pub mod quantize_dynamic;
 pub mod quantize_static;
 pub mod quantize_tables;
+pub mod raise_precision;
+mod recovery;
 mod saturation;
 mod site;
 pub mod smooth;
@@ -26,7 +29,8 @@ mod weights;
 mod windows;
 
 pub use blocks::Bits;
-pub use quantize_blocks::{Blocks, Rounding};
+pub use quantize_blocks::Blocks;
+pub use recovery::{Recovering, Recovery};
 pub use site::product_inputs;
 
 use crate::{
@@ -48,9 +52,11 @@ pub struct Report {
     pub left: Vec<Left>,
     /// Nodes left, the unlisted ones included.
     pub left_count: usize,
+    /// Nodes kept more precise than the others, with the reason; at most 64 are listed.
+    pub raised: Vec<Left>,
 }
 
-/// A node that a pass left as it was.
+/// A node that a pass left as it was, or kept more precise than it might have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Left {
     /// Escaped name of the node.
@@ -64,6 +70,15 @@ impl Report {
         Self {
             name,
             ..Self::default()
+        }
+    }
+
+    fn raise(&mut self, node: &onnx::Node, why: impl Into<String>) {
+        if self.raised.len() < MOST_LISTED {
+            self.raised.push(Left {
+                node: shown(node.label()),
+                why: why.into(),
+            });
         }
     }
 
@@ -142,6 +157,8 @@ pub struct Quantize {
     pub granularity: Granularity,
     /// How ranges are chosen; only for [`Mode::Static`].
     pub calibration: Method,
+    /// How accuracy is won back.
+    pub recovery: Recovery,
 }
 
 impl Default for Quantize {
@@ -151,6 +168,7 @@ impl Default for Quantize {
             activations: Activations::UInt8,
             granularity: Granularity::PerChannel,
             calibration: Method::MinMax,
+            recovery: Recovery::default(),
         }
     }
 }

@@ -7,8 +7,9 @@
 use super::{
     Error, Granularity,
     layout::{Layout, Packed},
+    recovery::{self, Recovering},
     site::{Kind, Site},
-    weights,
+    weights::{self, QuantizedWeights},
 };
 use crate::onnx::{Index, Node, Tensor, shown};
 
@@ -31,6 +32,7 @@ impl Product {
         site: &Site<'_>,
         granularity: Granularity,
         rank: Option<usize>,
+        recovering: &mut Recovering<'_>,
     ) -> Result<Self, Error> {
         // A vector with more dimensions than the product would lift the result's rank.
         let sum = site.sum.filter(|(_, vector)| vector.dims.len() <= rank.unwrap_or(1));
@@ -41,7 +43,11 @@ impl Product {
                 (index.graph.nodes[position].output(), Some(vector))
             }
         };
-        Self::of_matrix(layout, &as_run(site)?, bias, granularity, output)
+        let matrix = as_run(site)?;
+        let (quantized, correction) = recovering.weights(site, &matrix, 1, granularity, |_| 0.0)?;
+        let vector = recovery::corrected(bias, correction)?;
+        let vector = vector.map(|values| (bias.map_or(output, |bias| &bias.name), values));
+        Self::of_rounded(layout, &matrix, quantized, vector, output)
     }
 
     /// The product with a matrix `[inputs, channels]` and a bias of one value for each channel.
@@ -56,17 +62,25 @@ impl Product {
         let quantized = quantized.ok_or_else(|| Error::NotFinite {
             name: shown(&matrix.name),
         })?;
+        let vector = recovery::corrected(bias, None)?;
+        let vector = vector.zip(bias).map(|(values, bias)| (bias.name.as_str(), values));
+        Self::of_rounded(layout, matrix, quantized, vector, output)
+    }
+
+    /// `bias`: a name to go by, and values.
+    fn of_rounded(
+        layout: &mut Layout,
+        matrix: &Tensor,
+        quantized: QuantizedWeights,
+        bias: Option<(&str, Vec<f32>)>,
+        output: &str,
+    ) -> Result<Self, Error> {
         let weights = layout.weights(matrix, 1, quantized)?;
-        let bias = match bias.and_then(|bias| Some((bias, bias.to_floats()?))) {
+        let bias = match bias {
             None => String::new(),
-            Some((bias, values)) if values.iter().all(|value| value.is_finite()) => {
-                let name = layout.names.fresh(&bias.name, "/vector");
+            Some((of, values)) => {
+                let name = layout.names.fresh(of, "/vector");
                 layout.add(Tensor::floats(&name, &[values.len()], &values)?)
-            }
-            Some((bias, _)) => {
-                return Err(Error::NotFinite {
-                    name: shown(&bias.name),
-                });
             }
         };
         Ok(Self {

@@ -1,53 +1,35 @@
 //! Block-wise weights of matrix products and embeddings; activations stay float in the file.
 //!
-//! Products become `MatMulNBits` at accuracy level 4, for which ONNX Runtime's CPU kernels quantize each row of the input to 8 bits as
-//! they read it (level 0 unpacks the weights to floats first, which is 4 to 8 times slower). Embeddings become `GatherBlockQuantized`.
-//! Convolutions stay as they are: there is no such kernel for them.
+//! Products become `MatMulNBits`, embeddings `GatherBlockQuantized`. Convolutions stay as they are: there is no such kernel for them.
 
 use super::{
     Error, Report,
-    blocks::{self, Bits, Order},
-    gptq::Factor,
+    blocks::{Bits, Order},
+    nbits::{self, Rewrite, whole},
     quantize_tables::table,
-    site::{Kind, Site, sites},
+    recovery::{Recovering, Recovery},
+    site::{Kind, sites},
 };
-use crate::calibrate::{Gram, Rows as _};
-use crate::onnx::{
-    AttributeValue, ElementType, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown,
-};
-use std::{collections::BTreeMap, rc::Rc};
+use crate::onnx::{AttributeValue, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename};
 
 const NAME: &str = "quantize-blocks";
-/// Domain of ONNX Runtime's contributed operators.
-const CONTRIBUTED: &str = "com.microsoft";
-/// `accuracy_level` that lets ONNX Runtime compute with 8-bit integers.
-const INTEGERS: i64 = 4;
 /// Shorter blocks have no kernel.
 const SHORTEST: usize = 16;
 
 /// How weights are cut and kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Blocks {
     /// Bits of a weight.
     pub bits: Bits,
     /// Weights that share a scale and a zero point: a power of two, at least 16.
     pub size: usize,
-    /// How weights are rounded.
-    pub rounding: Rounding,
+    /// How accuracy is won back.
+    pub recovery: Recovery,
 }
 
-/// How a weight becomes one of the values that its block has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rounding {
-    /// Each to the nearest.
-    Nearest,
-    /// So that the errors of a product make each other good, on inputs as in the calibration data.
-    Gptq,
-}
-
-/// Quantizes the weights of every matrix product and of every embedding; products whose input is in `grams` by GPTQ, all else to
-/// the nearest step.
-pub fn apply(model: &mut Model, settings: &Blocks, grams: &BTreeMap<String, Gram>) -> Result<Report, Error> {
+/// Quantizes the weights of every matrix product and of every embedding; products with the help of `recovering`, embeddings to the
+/// nearest step.
+pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'_>) -> Result<Report, Error> {
     if !settings.size.is_power_of_two() || !(SHORTEST..=256).contains(&settings.size) {
         return Err(Error::Setting {
             pass: NAME,
@@ -60,10 +42,7 @@ pub fn apply(model: &mut Model, settings: &Blocks, grams: &BTreeMap<String, Gram
     let patch = {
         let index = Index::new(&model.graph);
         let mut rewrite = Rewrite {
-            settings,
-            grams,
-            last: None,
-            recovered: 0,
+            index: &index,
             names: Names::new(&model.graph),
             patch: Patch::new(NAME),
         };
@@ -71,7 +50,7 @@ pub fn apply(model: &mut Model, settings: &Blocks, grams: &BTreeMap<String, Gram
             match site.kind {
                 Kind::Conv => report.leave(site.node, "there is no convolution with block-wise weights"),
                 Kind::MatMul | Kind::Gemm { .. } => {
-                    rewrite.product(&index, &site)?;
+                    rewrite.product(&site, settings.bits, settings.size, recovering)?;
                     report.changed += 1;
                 }
             }
@@ -80,9 +59,9 @@ pub fn apply(model: &mut Model, settings: &Blocks, grams: &BTreeMap<String, Gram
             let Some(table) = table(&index, node).filter(|table| table.dims[0] >= SHORTEST) else {
                 continue;
             };
-            match rewrite.block_of(table.dims[1]) {
+            match block_of(settings.size, table.dims[1]) {
                 Some(size) => {
-                    rewrite.embedding(position, node, table, size)?;
+                    embedding(&mut rewrite, position, node, table, settings.bits, size)?;
                     report.changed += 1;
                 }
                 None => report.leave(
@@ -91,159 +70,57 @@ pub fn apply(model: &mut Model, settings: &Blocks, grams: &BTreeMap<String, Gram
                 ),
             }
         }
-        if settings.rounding == Rounding::Gptq && rewrite.recovered == 0 {
-            return Err(Error::NoEffect {
-                pass: "gptq",
-                why: "no matrix product has inputs that calibration data says anything about".to_owned(),
-            });
-        }
         rewrite.patch
     };
     let report = super::require_effect(report)?;
     apply_patch(&mut model.graph, patch)?;
-    model.import(CONTRIBUTED, 1);
+    model.import(nbits::DOMAIN, 1);
     prune(&mut model.graph);
     rename(model);
     Ok(report)
 }
 
-struct Rewrite<'s> {
-    settings: &'s Blocks,
-    grams: &'s BTreeMap<String, Gram>,
-    /// Of the last input: products that share one follow each other, and a factor is as large as the weights.
-    last: Option<(String, Option<Rc<Factor>>)>,
-    /// Products that were rounded by GPTQ.
-    recovered: usize,
-    names: Names,
-    patch: Patch,
+/// The largest size, not above `size`, that cuts a row evenly: embeddings have no short blocks.
+fn block_of(mut size: usize, length: usize) -> Option<usize> {
+    while size >= SHORTEST && !length.is_multiple_of(size) {
+        size /= 2;
+    }
+    (size >= SHORTEST).then_some(size)
 }
 
-impl Rewrite<'_> {
-    /// The largest allowed size that cuts a row evenly: embeddings have no short blocks.
-    fn block_of(&self, length: usize) -> Option<usize> {
-        let mut size = self.settings.size;
-        while size >= SHORTEST && !length.is_multiple_of(size) {
-            size /= 2;
-        }
-        (size >= SHORTEST).then_some(size)
-    }
-
-    fn factor(&mut self, input: &str, size: usize) -> Option<Rc<Factor>> {
-        if let Some((_, known)) = self.last.as_ref().filter(|(last, _)| last == input) {
-            return known.clone();
-        }
-        let gram = self.grams.get(input).filter(|gram| gram.size() == size);
-        let factor = gram.and_then(Factor::new).map(Rc::new);
-        self.last = Some((input.to_owned(), factor.clone()));
-        factor
-    }
-
-    fn product(&mut self, index: &Index<'_>, site: &Site<'_>) -> Result<(), Error> {
-        let Blocks { bits, size, .. } = *self.settings;
-        let axis = site.channel_axis();
-        let (columns, inner) = (site.weights.dims[axis], site.weights.dims[1 - axis]);
-        let order = if axis == 0 { Order::Rows } else { Order::Columns };
-        let count = inner.div_ceil(size);
-        let dims = [
-            &[columns, count, bits.bytes(size)][..],
-            &[columns * count],
-            &[columns * bits.bytes(count)],
-        ];
-        let factor = self.factor(site.input(), inner);
-        self.recovered += usize::from(factor.is_some());
-        let [codes, scales, zero_points] =
-            self.tensors(site.weights, (columns, inner), order, size, dims, factor.as_deref())?;
-        let mut inputs = vec![site.input().to_owned(), codes, scales, zero_points];
-        let mut output = site.node.output();
-        let bias = match (site.bias, site.sum) {
-            (Some(bias), _) => Some(bias),
-            (None, Some((position, vector))) if vector.dims.len() == 1 => {
-                output = index.graph.nodes[position].output();
-                self.patch.remove(position);
-                Some(vector)
-            }
-            _ => None,
-        };
-        if let Some(bias) = bias {
-            let name = self.names.fresh(&bias.name, "/bias");
-            let values = bias.to_floats().unwrap_or_default();
-            self.patch.add_tensor(Tensor::floats(&name, &[columns], &values)?);
-            inputs.extend([String::new(), name]);
-        }
-        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        let node = Node::new("MatMulNBits", &inputs, &[output])
-            .in_domain(CONTRIBUTED)
-            .with("K", whole(inner))
-            .with("N", whole(columns))
-            .with("bits", whole(bits.number()))
-            .with("block_size", whole(size))
-            .with("accuracy_level", AttributeValue::Int(INTEGERS));
-        self.patch.replace(site.position, vec![node]);
-        Ok(())
-    }
-
-    fn embedding(&mut self, position: usize, node: &Node, table: &Tensor, size: usize) -> Result<(), Error> {
-        let bits = self.settings.bits;
-        let (rows, length) = (table.dims[0], table.dims[1]);
-        let count = length / size;
-        let dims = [
-            &[rows, bits.bytes(length)][..],
-            &[rows, count],
-            &[rows, bits.bytes(count)],
-        ];
-        let [codes, scales, zero_points] = self.tensors(table, (rows, length), Order::Rows, size, dims, None)?;
-        let inputs = [codes.as_str(), node.input(1).unwrap_or(""), &scales, &zero_points];
-        let node = Node::new("GatherBlockQuantized", &inputs, &[node.output()])
-            .in_domain(CONTRIBUTED)
-            .with("gather_axis", AttributeValue::Int(0))
-            .with("quantize_axis", AttributeValue::Int(1))
-            .with("block_size", whole(size))
-            .with("bits", whole(bits.number()));
-        self.patch.replace(position, vec![node]);
-        Ok(())
-    }
-
-    /// Codes, scales and zero points of `weights` as initializers of the given dimensions; their names.
-    fn tensors(
-        &mut self,
-        weights: &Tensor,
-        shape: (usize, usize),
-        order: Order,
-        size: usize,
-        dims: [&[usize]; 3],
-        factor: Option<&Factor>,
-    ) -> Result<[String; 3], Error> {
-        let floats = weights.float_bytes().unwrap_or_default();
-        let blocked = blocks::quantize(floats, shape, order, self.settings.bits, size, factor).ok_or_else(|| {
-            Error::NotFinite {
-                name: shown(&weights.name),
-            }
-        })?;
-        weights.release();
-        let names = ["/q", "/scales", "/zero_points"].map(|suffix| self.names.fresh(&weights.name, suffix));
-        self.patch
-            .add_tensor(Tensor::new(&names[0], ElementType::Uint8, dims[0], blocked.codes)?);
-        self.patch
-            .add_tensor(Tensor::floats(&names[1], dims[1], &blocked.scales)?);
-        self.patch.add_tensor(Tensor::new(
-            &names[2],
-            ElementType::Uint8,
-            dims[2],
-            blocked.zero_points,
-        )?);
-        Ok(names)
-    }
-}
-
-fn whole(number: usize) -> AttributeValue {
-    AttributeValue::Int(i64::try_from(number).unwrap_or(i64::MAX))
+fn embedding(
+    rewrite: &mut Rewrite<'_>,
+    position: usize,
+    node: &Node,
+    table: &Tensor,
+    bits: Bits,
+    size: usize,
+) -> Result<(), Error> {
+    let (rows, length) = (table.dims[0], table.dims[1]);
+    let count = length / size;
+    let dims = [
+        &[rows, bits.bytes(length)][..],
+        &[rows, count],
+        &[rows, bits.bytes(count)],
+    ];
+    let blocked = nbits::quantize(table, (rows, length), Order::Rows, bits, size, None)?;
+    let [codes, scales, zero_points] = rewrite.tensors(&table.name, blocked, dims)?;
+    let inputs = [codes.as_str(), node.input(1).unwrap_or(""), &scales, &zero_points];
+    let node = Node::new("GatherBlockQuantized", &inputs, &[node.output()])
+        .in_domain(nbits::DOMAIN)
+        .with("gather_axis", AttributeValue::Int(0))
+        .with("quantize_axis", AttributeValue::Int(1))
+        .with("block_size", whole(size))
+        .with("bits", whole(bits.number()));
+    rewrite.patch.replace(position, vec![node]);
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        onnx::Limits,
+        onnx::{ElementType, Limits},
         testing::{Build, noise, relative_difference, run_optimized},
     };
 
@@ -289,9 +166,9 @@ mod tests {
                 &Blocks {
                     bits,
                     size,
-                    rounding: Rounding::Nearest,
+                    recovery: Recovery::default(),
                 },
-                &BTreeMap::new(),
+                &mut Recovering::default(),
             )
             .unwrap();
             crate::onnx::check(&model, &Limits::default()).unwrap();
@@ -318,26 +195,37 @@ mod tests {
         let settings = Blocks {
             bits: Bits::Eight,
             size: 32,
-            rounding: Rounding::Nearest,
+            recovery: Recovery::default(),
         };
-        let error = apply(&mut model, &settings, &BTreeMap::new()).unwrap_err().to_string();
-        assert!(error.contains("no convolution with block-wise weights"), "{error}");
-        let error = apply(&mut language(), &Blocks { size: 48, ..settings }, &BTreeMap::new())
+        let error = apply(&mut model, &settings, &mut Recovering::default())
             .unwrap_err()
             .to_string();
+        assert!(error.contains("no convolution with block-wise weights"), "{error}");
+        let error = apply(
+            &mut language(),
+            &Blocks { size: 48, ..settings },
+            &mut Recovering::default(),
+        )
+        .unwrap_err()
+        .to_string();
         assert!(error.contains("block 48") && error.contains("16, 32"), "{error}");
     }
 
     #[test]
     fn gptq_without_inputs_to_go_by_says_so() {
+        let recovery = Recovery {
+            gptq: true,
+            ..Recovery::default()
+        };
         let settings = Blocks {
             bits: Bits::Four,
             size: 32,
-            rounding: Rounding::Gptq,
+            recovery,
         };
-        let error = apply(&mut language(), &settings, &BTreeMap::new())
-            .unwrap_err()
-            .to_string();
+        let none = std::collections::BTreeMap::new();
+        let mut recovering = Recovering::new(recovery, &none);
+        apply(&mut language(), &settings, &mut recovering).unwrap();
+        let error = recovering.finish().unwrap_err().to_string();
         assert!(error.contains("gptq changed nothing"), "{error}");
     }
 
@@ -352,9 +240,9 @@ mod tests {
         let settings = Blocks {
             bits: Bits::Four,
             size: 32,
-            rounding: Rounding::Nearest,
+            recovery: Recovery::default(),
         };
-        let error = apply(&mut b.finish(&[&y]), &settings, &BTreeMap::new())
+        let error = apply(&mut b.finish(&[&y]), &settings, &mut Recovering::default())
             .unwrap_err()
             .to_string();
         assert!(error.contains(&w) && error.contains("not finite"), "{error}");

@@ -8,6 +8,7 @@ use super::{
     Activations, Error, Granularity, Quantize, Report,
     layout::{Layout, Packed},
     product::{self, Product},
+    recovery::Recovering,
     site::{Kind, Site, sites},
     windows::Windows,
 };
@@ -16,8 +17,17 @@ use std::collections::HashMap;
 
 const NAME: &str = "quantize-dynamic";
 
-/// Quantizes every site that pays.
+/// Quantizes every site that pays, weights to the nearest step.
 pub fn apply(model: &mut Model, settings: &Quantize) -> Result<Report, Error> {
+    apply_recovering(model, settings, &mut Recovering::default())
+}
+
+/// The same with the help of `recovering`.
+pub fn apply_recovering(
+    model: &mut Model,
+    settings: &Quantize,
+    recovering: &mut Recovering<'_>,
+) -> Result<Report, Error> {
     if settings.activations != Activations::UInt8 {
         return Err(Error::Setting {
             pass: NAME,
@@ -50,7 +60,7 @@ pub fn apply(model: &mut Model, settings: &Quantize) -> Result<Report, Error> {
         for (site, windows) in &chosen {
             match windows {
                 Some(windows) => rewrite.convolution(site, windows)?,
-                None => rewrite.product(site, readers[site.input()] > 1)?,
+                None => rewrite.product(site, readers[site.input()] > 1, recovering)?,
             }
             report.changed += 1;
         }
@@ -100,9 +110,9 @@ impl Rewrite<'_> {
     }
 
     /// `shared`: other sites read the same input.
-    fn product(&mut self, site: &Site<'_>, shared: bool) -> Result<(), Error> {
+    fn product(&mut self, site: &Site<'_>, shared: bool, recovering: &mut Recovering<'_>) -> Result<(), Error> {
         let rank = self.shapes.rank(site.input());
-        let product = Product::new(&mut self.layout, &self.index, site, self.granularity, rank)?;
+        let product = Product::new(&mut self.layout, &self.index, site, self.granularity, rank, recovering)?;
         let node = if shared {
             let activation = self.activation(site.input());
             product.of_quantized(&activation)

@@ -8,6 +8,7 @@ use super::{
     Activations, Error, Granularity, Quantize, Report,
     layout::{self, Layout, Packed},
     product::{self, Product},
+    recovery::{self, Recovering},
     saturation,
     site::{Kind, Site, sites},
     weights::{self, Affine},
@@ -37,8 +38,18 @@ fn fused_output<'g>(index: &Index<'g>, site: &Site<'g>) -> Option<(usize, &'g st
     (site.kind == Kind::Conv).then(|| (position, index.graph.nodes[position].output()))
 }
 
-/// Quantizes every site whose tensors have a usable range.
+/// Quantizes every site whose tensors have a usable range, weights to the nearest step.
 pub fn apply(model: &mut Model, settings: &Quantize, observed: &BTreeMap<String, Observed>) -> Result<Report, Error> {
+    apply_recovering(model, settings, observed, &mut Recovering::default())
+}
+
+/// The same with the help of `recovering`.
+pub fn apply_recovering(
+    model: &mut Model,
+    settings: &Quantize,
+    observed: &BTreeMap<String, Observed>,
+    recovering: &mut Recovering<'_>,
+) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
     let patch = {
         let index = Index::new(&model.graph);
@@ -84,6 +95,7 @@ pub fn apply(model: &mut Model, settings: &Quantize, observed: &BTreeMap<String,
             settings,
             layout,
             activations: HashMap::new(),
+            recovering,
         };
         rewrite.outputs(&sites, &affine)?;
         for site in &sites {
@@ -112,17 +124,18 @@ struct Activation {
     scale: f32,
 }
 
-struct Rewrite<'g> {
+struct Rewrite<'g, 'r, 's> {
     index: Index<'g>,
     settings: &'g Quantize,
     layout: Layout,
     /// Value of the float graph to its quantized form.
     activations: HashMap<String, Activation>,
+    recovering: &'r mut Recovering<'s>,
 }
 
 type Affines<'a> = &'a dyn Fn(&str) -> Option<Affine>;
 
-impl Rewrite<'_> {
+impl Rewrite<'_, '_, '_> {
     /// Names the quantized form of every convolution's output before any site reads it.
     fn outputs(&mut self, sites: &[Site<'_>], affine: Affines<'_>) -> Result<(), Error> {
         for site in sites {
@@ -190,7 +203,8 @@ impl Rewrite<'_> {
     /// A matrix product as one integer operator with its bias; `rank` is that of its input, if it never varies.
     fn product(&mut self, site: &Site<'_>, rank: Option<usize>, affine: Affines<'_>) -> Result<(), Error> {
         let activation = self.input(site, affine)?;
-        let product = Product::new(&mut self.layout, &self.index, site, self.settings.granularity, rank)?;
+        let granularity = self.settings.granularity;
+        let product = Product::new(&mut self.layout, &self.index, site, granularity, rank, self.recovering)?;
         self.layout
             .patch
             .replace(site.position, vec![product.of_quantized(&activation.packed)]);
@@ -240,32 +254,27 @@ impl Rewrite<'_> {
         nodes: &mut Vec<Node>,
     ) -> Result<(), Error> {
         let (axis, granularity) = (site.channel_axis(), self.settings.granularity);
-        let bias = bias_tensor.and_then(Tensor::to_floats);
+        let floats = recovery::corrected(bias_tensor, None)?;
         let least = |channel: usize| {
-            bias.as_ref()
+            floats
+                .as_ref()
                 .map_or(0.0, |bias| weights::least_scale(bias[channel], input_scale))
         };
-        let quantized = weights::quantize(site.weights, axis, granularity, least).ok_or_else(|| Error::NotFinite {
-            name: shown(&site.weights.name),
-        })?;
+        let (quantized, correction) = self.recovering.weights(site, site.weights, axis, granularity, least)?;
         let scales = quantized.scales.clone();
         let packed = self.layout.weights(site.weights, axis, quantized)?;
         node.inputs[1] = self.layout.names.fresh(site.node.output(), "/w");
         nodes.push(layout::dequantize(&packed, axis, granularity, &node.inputs[1]));
-        let (Some(bias), Some(tensor)) = (bias, bias_tensor) else {
+        let Some(bias) = recovery::corrected(bias_tensor, correction)? else {
             return Ok(());
         };
-        if bias.iter().any(|value| !value.is_finite()) {
-            return Err(Error::NotFinite {
-                name: shown(&tensor.name),
-            });
-        }
+        let name = bias_tensor.map_or(site.node.output(), |tensor| &tensor.name);
         let (values, units) = weights::quantize_bias(&bias, input_scale, &scales);
         let dims: &[usize] = if units.len() == 1 { &[] } else { &[units.len()] };
-        let values = Tensor::int32s(&self.layout.names.fresh(&tensor.name, "/q"), &[values.len()], &values)?;
-        let scale = Tensor::floats(&self.layout.names.fresh(&tensor.name, "/scale"), dims, &units)?;
+        let values = Tensor::int32s(&self.layout.names.fresh(name, "/q"), &[values.len()], &values)?;
+        let scale = Tensor::floats(&self.layout.names.fresh(name, "/scale"), dims, &units)?;
         let zeros = vec![0; units.len()];
-        let zero_point = Tensor::int32s(&self.layout.names.fresh(&tensor.name, "/zero_point"), dims, &zeros)?;
+        let zero_point = Tensor::int32s(&self.layout.names.fresh(name, "/zero_point"), dims, &zeros)?;
         let packed = Packed {
             values: self.layout.add(values),
             scale: self.layout.add(scale),

@@ -1,13 +1,18 @@
 //! Numbers of 8-bit quantization: weights to symmetric `int8`, ranges to scale and zero point, biases to `int32`.
 //!
-//! `real = scale * (quantized - zero_point)` (ONNX `QuantizeLinear`), rounding to nearest, ties to even as ONNX Runtime does.
+//! `real = scale * (quantized - zero_point)` (ONNX `QuantizeLinear`), rounding to nearest, ties to even as ONNX Runtime does, or by GPTQ.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "values are clamped to the target type before they are cast"
 )]
 
-use super::{Activations, Granularity};
+use super::{
+    Activations, Granularity,
+    blocks::{self, Order, Steps, TILE},
+    gptq::Factor,
+};
 use crate::{calibrate::Range, onnx::Tensor};
+use rayon::prelude::*;
 
 /// Largest magnitude of a symmetric `int8`.
 const INT8_MAX: f32 = 127.0;
@@ -69,6 +74,75 @@ pub(super) fn quantize(
         );
     }
     Some(QuantizedWeights { values, scales })
+}
+
+/// Quantizes a matrix as [`quantize`] does, with each channel's step clipped where the inputs of `factor` say that it pays, and each weight
+/// rounded so that the errors of a channel make each other good. One step for all is never clipped: each channel would want another.
+pub(super) fn round(
+    weights: &Tensor,
+    axis: usize,
+    granularity: Granularity,
+    least: impl Fn(usize) -> f32 + Sync,
+    factor: &Factor,
+) -> Option<QuantizedWeights> {
+    let plain = quantize(weights, axis, granularity, &least)?;
+    let floats = weights.float_bytes()?;
+    let (channels, inputs) = (weights.dims[axis], weights.dims[1 - axis]);
+    let order = if axis == 0 { Order::Rows } else { Order::Columns };
+    let tiles: Vec<(Vec<f32>, Vec<u8>)> = (0..channels)
+        .step_by(TILE)
+        .collect::<Vec<usize>>()
+        .par_iter()
+        .map(|&first| {
+            let tall = TILE.min(channels - first);
+            let values = blocks::gather(floats, (channels, inputs), order, first, tall);
+            let rows = values.chunks_exact(inputs).enumerate();
+            let steps: Vec<Steps> = rows
+                .map(|(row, values)| match plain.scales[..] {
+                    [scale] if granularity == Granularity::PerTensor => Steps::symmetric(scale * INT8_MAX),
+                    _ => {
+                        let fitted = Steps::fit_symmetric(values, factor.importance());
+                        Steps::symmetric(fitted.scale.max(least(first + row)) * INT8_MAX)
+                    }
+                })
+                .collect();
+            let codes = factor.round(&values, &steps, inputs);
+            (steps.iter().map(|steps| steps.scale).collect(), codes)
+        })
+        .collect();
+    let mut quantized = plain;
+    for (tile, (scales, codes)) in tiles.iter().enumerate() {
+        for (row, codes) in codes.chunks_exact(inputs).enumerate() {
+            let channel = tile * TILE + row;
+            for (input, code) in codes.iter().enumerate() {
+                let at = if axis == 0 {
+                    channel * inputs + input
+                } else {
+                    input * channels + channel
+                };
+                quantized.values[at] = (i16::from(*code) - 127) as i8;
+            }
+            if granularity == Granularity::PerChannel {
+                quantized.scales[channel] = scales[row];
+            }
+        }
+    }
+    Some(quantized)
+}
+
+impl QuantizedWeights {
+    /// What the values stand for, with scales along `axis` of `dims`.
+    pub(super) fn floats(&self, dims: &[usize], axis: usize) -> Vec<f32> {
+        let inner: usize = dims[axis + 1..].iter().product();
+        let scale = |position: usize| match self.scales[..] {
+            [scale] => scale,
+            _ => self.scales[position / inner % dims[axis]],
+        };
+        let values = self.values.iter().enumerate();
+        values
+            .map(|(position, value)| f32::from(*value) * scale(position))
+            .collect()
+    }
 }
 
 /// The smallest weight scale with which `bias` fits 32 bits, given the scale of the input.

@@ -118,17 +118,18 @@ fn progress(step: Step) {
 }
 
 fn passes_of(report: &OptimizeReport) -> Vec<PassReport> {
+    let noted = |nodes: &[passes::Left]| {
+        let note = |noted: &passes::Left| Left {
+            node: noted.node.clone(),
+            why: noted.why.clone(),
+        };
+        nodes.iter().map(note).collect()
+    };
     let pass = |pass: &passes::Report| PassReport {
         name: pass.name.to_owned(),
         changed: pass.changed as u64,
-        left: pass
-            .left
-            .iter()
-            .map(|left| Left {
-                node: left.node.clone(),
-                why: left.why.clone(),
-            })
-            .collect(),
+        left: noted(&pass.left),
+        raised: noted(&pass.raised),
     };
     report.passes.iter().map(pass).collect()
 }

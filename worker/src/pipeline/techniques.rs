@@ -5,14 +5,17 @@ use assayer_crds::stages::{self, ActivationType, CalibrationKind, QuantizeMode, 
 use assayer_crds::units;
 
 use crate::calibrate::Method;
-use crate::failure::{Result, refused};
+use crate::failure::{Result, bug, refused};
 use crate::optimize::Stage;
-use crate::passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Rounding};
+use crate::passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Recovery};
 
 /// Weights that share a scale where the plan does not say: the most accurate of the sizes that cost less than a bit a weight.
 const DEFAULT_BLOCK: u32 = 32;
 
-/// The plan's stages; GPTQ changes how the one before it is done.
+/// Share of the weights that is raised where the plan does not say.
+const DEFAULT_SHARE: &str = "0.2";
+
+/// The plan's stages; what recovers after a `quantize` changes how that one is done.
 pub(super) fn of(plan: &MakePlan) -> Result<Vec<Stage>> {
     if let Some(problem) = stages::out_of_order(&plan.stages) {
         return Err(refused(reasons::PLAN_INVALID, format!("stages: {problem}")));
@@ -22,17 +25,33 @@ pub(super) fn of(plan: &MakePlan) -> Result<Vec<Stage>> {
         if let Some(settings) = &stage.quantize {
             made.push(quantize(settings)?);
         }
-        match stage.recover.as_ref().map(|recover| recover.method) {
-            Some(RecoverMethod::SmoothQuant) => made.push(Stage::Smooth),
-            Some(RecoverMethod::GPTQ) => {
-                if let Some(Stage::QuantizeBlocks(blocks)) = made.last_mut() {
-                    blocks.rounding = Rounding::Gptq;
-                }
-            }
+        match &stage.recover {
             None => {}
+            Some(recover) if recover.method == RecoverMethod::SmoothQuant => made.push(Stage::Smooth),
+            Some(recover) => match made.last_mut() {
+                Some(Stage::Quantize(Quantize { recovery, .. }) | Stage::QuantizeBlocks(Blocks { recovery, .. })) => {
+                    help(recovery, recover)?;
+                }
+                _ => return Err(bug("what recovers follows no quantize, although the order was checked")),
+            },
         }
     }
     Ok(made)
+}
+
+fn help(recovery: &mut Recovery, recover: &stages::Recover) -> Result<()> {
+    match recover.method {
+        RecoverMethod::GPTQ => recovery.gptq = true,
+        RecoverMethod::BiasCorrection => recovery.bias_correction = true,
+        RecoverMethod::RaisePrecision => {
+            let share = recover.share.as_deref().unwrap_or(DEFAULT_SHARE);
+            let share = units::decimal(share)
+                .map_err(|error| refused(reasons::PLAN_INVALID, format!("recover.share: {error}")))?;
+            recovery.raise = Some(share);
+        }
+        RecoverMethod::SmoothQuant => {}
+    }
+    Ok(())
 }
 
 fn quantize(quantize: &stages::Quantize) -> Result<Stage> {
@@ -75,6 +94,7 @@ fn quantize(quantize: &stages::Quantize) -> Result<Stage> {
             stages::Granularity::PerTensor => Granularity::PerTensor,
         },
         calibration,
+        recovery: Recovery::default(),
     }))
 }
 
@@ -88,7 +108,7 @@ fn blocks(quantize: &stages::Quantize) -> Result<Stage> {
     Ok(Stage::QuantizeBlocks(Blocks {
         bits,
         size,
-        rounding: Rounding::Nearest,
+        recovery: Recovery::default(),
     }))
 }
 
@@ -114,7 +134,7 @@ mod tests {
             .iter()
             .map(|(quantize, recover)| stages::Stage {
                 quantize: quantize.clone(),
-                recover: recover.map(|method| stages::Recover { method }),
+                recover: recover.map(|method| stages::Recover { method, share: None }),
             })
             .collect();
         let plan = serde_json::json!({
@@ -134,10 +154,17 @@ mod tests {
             (None, Some(RecoverMethod::SmoothQuant)),
             (Some(planned(QuantizeMode::Dynamic, None)), None),
             (Some(planned(QuantizeMode::WeightOnly, None)), None),
+            (None, Some(RecoverMethod::BiasCorrection)),
             (None, Some(RecoverMethod::GPTQ)),
+            (Some(planned(QuantizeMode::Dynamic, None)), None),
+            (None, Some(RecoverMethod::RaisePrecision)),
         ]));
-        let settings = |mode, calibration| {
+        let settings = |mode, calibration, raise| {
             Stage::Quantize(Quantize {
+                recovery: Recovery {
+                    raise,
+                    ..Recovery::default()
+                },
                 mode,
                 activations: Activations::Int8,
                 granularity: Granularity::PerTensor,
@@ -147,13 +174,18 @@ mod tests {
         let blocks = Blocks {
             bits: Bits::Eight,
             size: 32,
-            rounding: Rounding::Gptq,
+            recovery: Recovery {
+                gptq: true,
+                bias_correction: true,
+                raise: None,
+            },
         };
         let wanted = [
-            settings(Mode::Static, Method::Percentile(99.9)),
+            settings(Mode::Static, Method::Percentile(99.9), None),
             Stage::Smooth,
-            settings(Mode::Dynamic, Method::MinMax),
+            settings(Mode::Dynamic, Method::MinMax, None),
             Stage::QuantizeBlocks(blocks),
+            settings(Mode::Dynamic, Method::MinMax, Some(0.2)),
         ];
         assert_eq!(made.unwrap(), wanted);
     }
@@ -178,8 +210,12 @@ mod tests {
             ),
             (vec![(None, Some(RecoverMethod::GPTQ))], "right after"),
             (
-                vec![(dynamic(), None), (None, Some(RecoverMethod::GPTQ))],
-                "right after",
+                vec![
+                    (dynamic(), None),
+                    (None, Some(RecoverMethod::GPTQ)),
+                    (None, Some(RecoverMethod::GPTQ)),
+                ],
+                "twice",
             ),
             (vec![(Some(four), None)], "Int4"),
         ] {

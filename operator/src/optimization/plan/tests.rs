@@ -313,7 +313,7 @@ fn specs_that_the_schema_let_through_are_refused() {
         (json!([]), "/candidates/0/stages", "has no stages"),
         (json!([{}]), "/candidates/0/stages", "names no technique, or two"),
         (
-            json!([{"quantize": {"mode": "Dynamic"}}, {"recover": {"method": "GPTQ"}}]),
+            json!([{"recover": {"method": "GPTQ"}}, {"quantize": {"mode": "Dynamic"}}]),
             "/candidates/0/stages",
             "recover with method: GPTQ does not follow",
         ),

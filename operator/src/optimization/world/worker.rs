@@ -28,6 +28,7 @@ pub(super) fn outcome(numbers: &BTreeMap<String, (f64, f64)>, plan: &WorkerPlan)
                     name: "quantize".into(),
                     changed: 3,
                     left: Vec::new(),
+                    raised: Vec::new(),
                 }],
                 calibration_rows: 512,
                 seconds: 3.0,

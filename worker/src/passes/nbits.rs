@@ -1,0 +1,117 @@
+//! Matrix products with block-wise weights, spelled as ONNX Runtime's `MatMulNBits`. Decides neither which nor how many bits.
+//!
+//! At accuracy level 4 its CPU kernels quantize each row of the input to 8 bits, block by block, as they read it; level 0 unpacks the
+//! weights to floats first, which is 4 to 8 times slower.
+
+use super::{
+    Error,
+    blocks::{self, Bits, Blocked, Order},
+    gptq::Factor,
+    recovery::{self, Recovering},
+    site::Site,
+};
+use crate::onnx::{AttributeValue, ElementType, Index, Names, Node, Patch, Tensor, shown};
+
+/// Domain of ONNX Runtime's contributed operators.
+pub(super) const DOMAIN: &str = "com.microsoft";
+/// `accuracy_level` that lets ONNX Runtime compute with 8-bit integers.
+const INTEGERS: i64 = 4;
+
+/// Block-wise nodes under construction.
+pub(super) struct Rewrite<'g> {
+    pub(super) index: &'g Index<'g>,
+    pub(super) names: Names,
+    pub(super) patch: Patch,
+}
+
+impl Rewrite<'_> {
+    /// Replaces the product `site`, and the sum behind it where one can be taken over.
+    pub(super) fn product(
+        &mut self,
+        site: &Site<'_>,
+        bits: Bits,
+        block: usize,
+        recovering: &mut Recovering<'_>,
+    ) -> Result<(), Error> {
+        let axis = site.channel_axis();
+        let (columns, inner) = (site.weights.dims[axis], site.weights.dims[1 - axis]);
+        let order = if axis == 0 { Order::Rows } else { Order::Columns };
+        let count = inner.div_ceil(block);
+        let dims = [
+            &[columns, count, bits.bytes(block)][..],
+            &[columns * count],
+            &[columns * bits.bytes(count)],
+        ];
+        let factor = recovering.factor(site);
+        let blocked = quantize(site.weights, (columns, inner), order, bits, block, factor.as_deref())?;
+        let correction = recovering.correction(site, site.weights, axis, || {
+            let rows = blocks::unpack(&blocked, (columns, inner), bits, block);
+            match order {
+                Order::Rows => rows,
+                Order::Columns => (0..inner * columns)
+                    .map(|at| rows[at % columns * inner + at / columns])
+                    .collect(),
+            }
+        });
+        let [codes, scales, zero_points] = self.tensors(&site.weights.name, blocked, dims)?;
+        let mut inputs = vec![site.input().to_owned(), codes, scales, zero_points];
+        let mut output = site.node.output();
+        let vector = match (site.bias, site.sum) {
+            (Some(given), _) => Some(given),
+            (None, Some((position, vector))) if vector.dims.len() == 1 => {
+                output = self.index.graph.nodes[position].output();
+                self.patch.remove(position);
+                Some(vector)
+            }
+            _ => None,
+        };
+        if let Some(values) = recovery::corrected(vector, correction)? {
+            let name = self.names.fresh(vector.map_or(output, |vector| &vector.name), "/bias");
+            self.patch.add_tensor(Tensor::floats(&name, &[columns], &values)?);
+            inputs.extend([String::new(), name]);
+        }
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        let node = Node::new("MatMulNBits", &inputs, &[output])
+            .in_domain(DOMAIN)
+            .with("K", whole(inner))
+            .with("N", whole(columns))
+            .with("bits", whole(bits.number()))
+            .with("block_size", whole(block))
+            .with("accuracy_level", AttributeValue::Int(INTEGERS));
+        self.patch.replace(site.position, vec![node]);
+        Ok(())
+    }
+
+    /// Codes, scales and zero points as initializers of the given dimensions; their names.
+    pub(super) fn tensors(&mut self, of: &str, blocked: Blocked, dims: [&[usize]; 3]) -> Result<[String; 3], Error> {
+        let names = ["/q", "/scales", "/zero_points"].map(|suffix| self.names.fresh(of, suffix));
+        let bytes = |name: &str, dims: &[usize], bytes| Tensor::new(name, ElementType::Uint8, dims, bytes);
+        self.patch.add_tensor(bytes(&names[0], dims[0], blocked.codes)?);
+        self.patch
+            .add_tensor(Tensor::floats(&names[1], dims[1], &blocked.scales)?);
+        self.patch.add_tensor(bytes(&names[2], dims[2], blocked.zero_points)?);
+        Ok(names)
+    }
+}
+
+/// The blocks of `weights`, or which of them can't be cut.
+pub(super) fn quantize(
+    weights: &Tensor,
+    shape: (usize, usize),
+    order: Order,
+    bits: Bits,
+    size: usize,
+    factor: Option<&Factor>,
+) -> Result<Blocked, Error> {
+    let floats = weights.float_bytes().unwrap_or_default();
+    let blocked = blocks::quantize(floats, shape, order, bits, size, factor).ok_or_else(|| Error::NotFinite {
+        name: shown(&weights.name),
+    })?;
+    weights.release();
+    Ok(blocked)
+}
+
+/// A whole number as an attribute.
+pub(super) fn whole(number: usize) -> AttributeValue {
+    AttributeValue::Int(i64::try_from(number).unwrap_or(i64::MAX))
+}

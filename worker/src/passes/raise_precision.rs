@@ -1,0 +1,183 @@
+//! Mixed precision by sensitivity: the matrix products that would lose most keep their weights in 8-bit blocks, within a share of all weights.
+//!
+//! Goes before the pass that quantizes the rest. A product `y = W^T x` is ranked by its expected squared error relative to the power of its
+//! output, `E|dy|^2 / E|y|^2`, from the sums `H = X X^T` over the `n` rows seen. With steps `s` small against what is rounded, an error has
+//! the variance `s^2 / 12` (Widrow and Kollár, 2008, chapter 4), and at most the square of the value:
+//! weights lose `sum_ij H_ii / n s_ij^2 / 12`; an input in 8 bits, `sum_i min(s_x^2 / 12, H_ii / n) |W_i|^2`; the output has the power
+//! `tr(W^T H W) / n`. It is HAWQ's idea (Dong et al., 2019, arXiv:1905.03696) with a product's own output in the place of the loss, which a
+//! file without labels does not have.
+
+use super::{
+    Bits, Error, Granularity, Report,
+    nbits::{self, Rewrite},
+    recovery::Recovering,
+    site::{Kind, Site, sites},
+};
+use crate::{
+    calibrate::{Gram, Rows as _},
+    onnx::{Index, Model, Names, Patch, apply as apply_patch, prune, rename},
+};
+
+const NAME: &str = "raise-precision";
+/// Weights that share a scale where other products have one for each channel: the fastest of the sizes that ONNX Runtime has.
+const BLOCK: usize = 128;
+/// Steps of an 8-bit range.
+const STEPS: f64 = 255.0;
+/// A rounding error is spread evenly over a step.
+const UNIFORM: f64 = 12.0;
+
+/// What becomes of the products that are not raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otherwise {
+    /// Weights and inputs in 8 bits.
+    Integers(Granularity),
+    /// Weights in blocks of 4 bits of this size.
+    FourBits(usize),
+}
+
+impl Otherwise {
+    /// Weights that share a scale in a raised product.
+    fn block(self) -> usize {
+        match self {
+            Self::Integers(_) => BLOCK,
+            Self::FourBits(size) => size,
+        }
+    }
+}
+
+/// Keeps the worst products in 8-bit blocks: at most `share` of the weights of all products.
+pub fn apply(
+    model: &mut Model,
+    share: f64,
+    otherwise: Otherwise,
+    recovering: &mut Recovering<'_>,
+) -> Result<Report, Error> {
+    if !(share > 0.0 && share < 1.0) {
+        return Err(Error::Setting {
+            pass: NAME,
+            field: "share",
+            value: share.to_string(),
+            hint: "use a decimal number above 0 and below 1, such as \"0.2\"",
+        });
+    }
+    let mut report = Report::new(NAME);
+    let patch = {
+        let index = Index::new(&model.graph);
+        let mut ranked = Vec::new();
+        let mut total = 0;
+        for site in sites(&index, &mut report) {
+            if site.kind == Kind::Conv {
+                report.leave(site.node, "there is no convolution with block-wise weights");
+                continue;
+            }
+            total += site.weights.len();
+            match recovering.seen(&site).and_then(|gram| loss(&site, gram, otherwise)) {
+                Some(loss) => ranked.push((loss, site)),
+                None => report.leave(site.node, "calibration data says nothing about its input"),
+            }
+        }
+        // Ties go to the site that costs fewer bytes, then to the first.
+        ranked.sort_by(|(left, a), (right, b)| right.total_cmp(left).then(a.weights.len().cmp(&b.weights.len())));
+        let mut rewrite = Rewrite {
+            index: &index,
+            names: Names::new(&model.graph),
+            patch: Patch::new(NAME),
+        };
+        #[allow(clippy::cast_precision_loss, reason = "weights are counted, and far fewer than 2^52")]
+        let fits = |weights: usize| weights as f64 <= share * total as f64;
+        let mut taken = 0;
+        for (loss, site) in &ranked {
+            let expected = format!("expected to lose {:.4} % of its output's power", 100.0 * loss);
+            if fits(taken + site.weights.len()) {
+                taken += site.weights.len();
+                rewrite.product(site, Bits::Eight, otherwise.block(), recovering)?;
+                report.raise(site.node, expected);
+                report.changed += 1;
+            } else {
+                report.leave(
+                    site.node,
+                    format!("{expected}, and the share is used up by products that lose more"),
+                );
+            }
+        }
+        rewrite.patch
+    };
+    let report = super::require_effect(report)?;
+    apply_patch(&mut model.graph, patch)?;
+    model.import(nbits::DOMAIN, 1);
+    prune(&mut model.graph);
+    rename(model);
+    Ok(report)
+}
+
+/// Expected squared error relative to the output's power; `None` where there is no output to speak of.
+fn loss(site: &Site<'_>, gram: &Gram, otherwise: Otherwise) -> Option<f64> {
+    let weights = turned(site);
+    let (inputs, columns) = (gram.size(), weights.len() / gram.size().max(1));
+    let squares: Vec<f64> = (0..inputs).map(|input| gram.mean_square(input)).collect();
+    let error = match otherwise {
+        Otherwise::Integers(granularity) => {
+            let step = gram.square_range() / (STEPS * STEPS * UNIFORM);
+            let of_input: f64 = weights
+                .chunks_exact(columns)
+                .zip(&squares)
+                .map(|(row, square)| step.min(*square) * row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>())
+                .sum();
+            of_input
+                + of_weights(
+                    &weights,
+                    columns,
+                    &squares,
+                    inputs,
+                    |low, high| high.max(-low) / 127.0,
+                    granularity,
+                )
+        }
+        Otherwise::FourBits(block) => {
+            let step = |low: f64, high: f64| (high - low) / 15.0;
+            of_weights(&weights, columns, &squares, block, step, Granularity::PerChannel)
+        }
+    };
+    let power = gram.power(&weights, columns);
+    (power > 0.0 && error.is_finite()).then_some(error / power)
+}
+
+/// What rounding blocks of `size` inputs of each column loses: `step` gives the distance of two values from the block's range.
+fn of_weights(
+    weights: &[f32],
+    columns: usize,
+    squares: &[f64],
+    size: usize,
+    step: impl Fn(f64, f64) -> f64,
+    granularity: Granularity,
+) -> f64 {
+    let mut sum = 0.0;
+    for (rows, squares) in weights.chunks(size * columns).zip(squares.chunks(size)) {
+        let (mut low, mut high) = (vec![0.0_f64; columns], vec![0.0_f64; columns]);
+        for row in rows.chunks_exact(columns) {
+            for ((low, high), value) in low.iter_mut().zip(&mut high).zip(row) {
+                *low = low.min(f64::from(*value));
+                *high = high.max(f64::from(*value));
+            }
+        }
+        let steps = low.iter().zip(&high).map(|(low, high)| step(*low, *high).powi(2));
+        #[allow(clippy::cast_precision_loss, reason = "columns of a matrix")]
+        let steps: f64 = match granularity {
+            Granularity::PerChannel => steps.sum(),
+            Granularity::PerTensor => steps.fold(0.0, f64::max) * columns as f64,
+        };
+        sum += squares.iter().sum::<f64>() * steps / UNIFORM;
+    }
+    sum
+}
+
+/// The weights as `[inputs, channels]`.
+fn turned(site: &Site<'_>) -> Vec<f32> {
+    let floats = site.weights.to_floats().unwrap_or_default();
+    if site.channel_axis() == 1 {
+        return floats;
+    }
+    let (rows, columns) = (site.weights.dims[0], site.weights.dims[1]);
+    let places = (0..columns).flat_map(|column| (0..rows).map(move |row| row * columns + column));
+    places.map(|at| floats[at]).collect()
+}
