@@ -11,7 +11,7 @@ mod histogram;
 mod range;
 
 pub use self::{
-    channels::Channels,
+    channels::{Channels, Ends},
     gram::Gram,
     histogram::Histogram,
     range::{Extent, Range},

@@ -5,7 +5,7 @@ use crate::{
     calibrate::{self, Batches, Gram, Samples},
     onnx::Model,
     passes::{
-        self, Bits, Blocks, Mode, Quantize, Recovering, Recovery, Report, quantize_blocks, quantize_dynamic,
+        self, Bits, Blocks, Mode, Quantize, Recovering, Recovery, Report, Smoothing, quantize_blocks, quantize_dynamic,
         quantize_static, quantize_tables,
         raise_precision::{self, Otherwise},
         smooth,
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stage {
     /// Even out the inputs of matrix products, for a stage that quantizes them.
-    Smooth,
+    Smooth(Smoothing),
     /// Quantize weights and activations to 8 bits.
     Quantize(Quantize),
     /// Keep weights in blocks of 8 or 4 bits.
@@ -40,7 +40,7 @@ impl Stage {
     /// Whether it needs samples.
     pub(super) fn calibrates(&self) -> bool {
         match self {
-            Self::Smooth => true,
+            Self::Smooth(_) => true,
             Self::Quantize(settings) => settings.mode == Mode::Static || settings.recovery.calibrates(),
             Self::QuantizeBlocks(settings) => settings.recovery.calibrates(),
         }
@@ -54,12 +54,12 @@ impl Stage {
     ) -> Result<Vec<Report>, Error> {
         let (runtime, threads) = (calibration.runtime, calibration.threads);
         match self {
-            Self::Smooth => {
+            Self::Smooth(settings) => {
                 let taps = passes::product_inputs(model);
                 let seen = calibration.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
                     calibrate::rows(runtime, threads, model, &taps, batches, told)
                 })?;
-                Ok(vec![smooth::apply(model, &seen)?])
+                Ok(vec![smooth::apply(model, *settings, &seen)?])
             }
             Self::Quantize(settings) => {
                 // First: calibration then sees the activations that rounded rows give.

@@ -4,6 +4,7 @@
 //! changes nothing is an error, never a silent success.
 
 mod blocks;
+mod even;
 pub mod fold_batch_norm;
 pub mod fold_bias;
 pub mod fold_constants;
@@ -32,6 +33,7 @@ pub use blocks::Bits;
 pub use quantize_blocks::Blocks;
 pub use recovery::{Recovering, Recovery};
 pub use site::product_inputs;
+pub use smooth::Smoothing;
 
 use crate::{
     calibrate::Method,

@@ -1,33 +1,41 @@
 //! `SmoothQuant` (Xiao et al., 2022, arXiv:2211.10438): channels that are much larger than others leave few of 256 steps to the others;
 //! dividing them at the input of a product and multiplying the weights instead changes nothing in floats and much in 8 bits.
 //!
-//! How far is searched for each input with its own exponent: the expected error of the product, from magnitudes alone. An input that gains
-//! less than a tenth is left. The division goes into a scale that alone feeds the products where there is one, into a `Mul` otherwise.
+//! How far is searched for each input, from magnitudes alone: the expected error of its products. An input that gains less than a tenth is
+//! left. The division goes into a scale that alone feeds the products where there is one, into a `Mul` otherwise.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "factors are computed in 64 bits and kept in 32"
 )]
 
 use super::{
-    Error, Report,
+    Error, Mode, Report,
+    even::{self, Problem, Weights},
     site::{Kind, Site, sites},
 };
 use crate::{
-    calibrate::Channels,
+    calibrate::{Channels, Rows as _},
     onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename},
 };
 use std::collections::BTreeMap;
 
 const NAME: &str = "smooth";
-/// Exponents that are tried: 0 only evens out the weights, 1 only the inputs.
-const EXPONENTS: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 /// Error that must be left at most for a division to pay for itself.
 const WORTH: f64 = 0.9;
-/// A channel is never divided or multiplied by more.
-const LARGEST_FACTOR: f64 = 1e4;
+/// Share of the weights' squared error that GPTQ leaves, as measured on encoders.
+const LEFT_BY_GPTQ: f64 = 0.4;
+
+/// What comes after smoothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Smoothing {
+    /// Whether ranges are fixed beforehand or found by each run.
+    pub mode: Mode,
+    /// Whether weights are rounded by GPTQ.
+    pub gptq: bool,
+}
 
 /// Evens out the inputs of all matrix products.
-pub fn apply(model: &mut Model, observed: &BTreeMap<String, Channels>) -> Result<Report, Error> {
+pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String, Channels>) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
     let patch = {
         let index = Index::new(&model.graph);
@@ -50,11 +58,8 @@ pub fn apply(model: &mut Model, observed: &BTreeMap<String, Channels>) -> Result
             patch: Patch::new(NAME),
         };
         for (input, group) in &groups {
-            let matrices: Vec<Matrix> = group.iter().map(Matrix::of).collect();
-            let channels = observed
-                .get(*input)
-                .filter(|seen| matrices.iter().all(|m| m.inputs == seen.largest.len()));
-            match channels.and_then(|channels| factors(channels, &matrices)) {
+            let channels = observed.get(*input);
+            match channels.and_then(|channels| factors(channels, group, settings)) {
                 Some(factors) => {
                     rewrite.group(input, group, &factors)?;
                     report.changed += group.len();
@@ -73,96 +78,43 @@ pub fn apply(model: &mut Model, observed: &BTreeMap<String, Channels>) -> Result
     Ok(report)
 }
 
-/// Magnitudes of a product's weights.
-struct Matrix {
-    inputs: usize,
-    columns: usize,
-    /// `[inputs, columns]`.
-    magnitudes: Vec<f32>,
-}
-
-impl Matrix {
-    fn of(site: &Site<'_>) -> Self {
-        let axis = site.channel_axis();
-        let (columns, inputs) = (site.weights.dims[axis], site.weights.dims[1 - axis]);
-        let floats = site.weights.to_floats().unwrap_or_default();
-        let mut magnitudes = vec![0.0; floats.len()];
-        for (position, value) in floats.iter().enumerate() {
-            let at = if axis == 1 {
-                position
-            } else {
-                position % inputs * columns + position / inputs
-            };
-            magnitudes[at] = value.abs();
-        }
-        Self {
-            inputs,
-            columns,
-            magnitudes,
-        }
+/// The weights of a product as `[inputs, columns]`, and their columns.
+fn matrix(site: &Site<'_>) -> (Vec<f32>, usize) {
+    let axis = site.channel_axis();
+    let (columns, inputs) = (site.weights.dims[axis], site.weights.dims[1 - axis]);
+    let floats = site.weights.to_floats().unwrap_or_default();
+    if axis == 1 {
+        return (floats, columns);
     }
-
-    fn rows(&self) -> impl Iterator<Item = &[f32]> {
-        self.magnitudes.chunks_exact(self.columns)
-    }
+    let turned = (0..inputs).flat_map(|input| (0..columns).map(move |column| (input, column)));
+    (
+        turned.map(|(input, column)| floats[column * inputs + input]).collect(),
+        columns,
+    )
 }
 
 /// What each channel of the input is divided by; `None` where that does not pay.
-fn factors(channels: &Channels, matrices: &[Matrix]) -> Option<Vec<f64>> {
-    let size = channels.largest.len();
-    let mut weights = vec![0.0_f64; size];
-    for matrix in matrices {
-        for (weight, row) in weights.iter_mut().zip(matrix.rows()) {
-            *weight = row
-                .iter()
-                .fold(*weight, |largest, &value| largest.max(f64::from(value)));
-        }
+fn factors(channels: &Channels, group: &[Site<'_>], settings: Smoothing) -> Option<Vec<f64>> {
+    let size = channels.size();
+    if group
+        .iter()
+        .any(|site| site.weights.dims[1 - site.channel_axis()] != size)
+    {
+        return None;
     }
-    let factor = |exponent: f64, channel: usize| {
-        let (input, weight) = (f64::from(channels.largest[channel]), weights[channel]);
-        if input > 0.0 && weight > 0.0 {
-            (input.powf(exponent) / weight.powf(1.0 - exponent)).clamp(1.0 / LARGEST_FACTOR, LARGEST_FACTOR)
-        } else {
-            1.0
-        }
+    let matrices: Vec<(Vec<f32>, usize)> = group.iter().map(matrix).collect();
+    let ends = match settings.mode {
+        Mode::Static => channels.ends().clone(),
+        Mode::Dynamic => channels.usual_ends(),
     };
-    let plain = error(channels, matrices, &vec![1.0; size]);
-    let best = EXPONENTS
-        .iter()
-        .map(|&exponent| {
-            let factors: Vec<f64> = (0..size).map(|channel| factor(exponent, channel)).collect();
-            (error(channels, matrices, &factors), factors)
-        })
-        .min_by(|(left, _), (right, _)| left.total_cmp(right))?;
-    (best.0 < WORTH * plain).then_some(best.1)
-}
-
-/// Expected squared error of the products, up to a factor: steps of the input on the weights' squares, and steps of each column of weights
-/// on the input's squares.
-fn error(channels: &Channels, matrices: &[Matrix], factors: &[f64]) -> f64 {
-    let size = factors.len();
-    let range = (0..size)
-        .map(|c| f64::from(channels.largest[c]) / factors[c])
-        .fold(0.0, f64::max);
-    let power: f64 = (0..size).map(|c| channels.mean_square(c) / factors[c].powi(2)).sum();
-    // An input has twice its magnitude in 255 steps, a weight in 254: the same for both.
-    matrices
-        .iter()
-        .map(|matrix| {
-            let mut columns = vec![0.0_f64; matrix.columns];
-            let mut squares = 0.0;
-            for (row, factor) in matrix.rows().zip(factors) {
-                let mut sum = 0.0;
-                for (largest, value) in columns.iter_mut().zip(row) {
-                    let value = f64::from(*value) * factor;
-                    *largest = largest.max(value);
-                    sum += value * value;
-                }
-                squares += sum;
-            }
-            range * range * squares + power * columns.iter().map(|largest| largest * largest).sum::<f64>()
-        })
-        .sum()
+    let squares: Vec<f64> = (0..size).map(|channel| channels.mean_square(channel)).collect();
+    let (factors, left) = even::factors(&Problem {
+        ends: &ends,
+        squares: &squares,
+        weights: &Weights::new(size, &matrices),
+        left: if settings.gptq { LEFT_BY_GPTQ } else { 1.0 },
+    })?;
+    (left < WORTH).then_some(factors)
 }
 
 struct Rewrite<'i, 'g> {
@@ -238,10 +190,14 @@ impl Rewrite<'_, '_> {
 mod tests {
     use super::*;
     use crate::{
-        calibrate::Rows as _,
         onnx::{AttributeValue as A, Limits},
-        passes::{Mode, Quantize, product_inputs, quantize_dynamic},
+        passes::{Quantize, product_inputs, quantize_dynamic},
         testing::{Build, noise, relative_difference, run, run_optimized},
+    };
+
+    const SETTINGS: Smoothing = Smoothing {
+        mode: Mode::Dynamic,
+        gptq: false,
     };
 
     /// Rows of which one channel is fifty times larger than the others, as encoders have.
@@ -285,7 +241,7 @@ mod tests {
     fn floats_stay_and_eight_bits_get_closer() {
         let float = products(false);
         let mut even = float.clone();
-        assert_eq!(apply(&mut even, &seen(&float)).unwrap().changed, 2);
+        assert_eq!(apply(&mut even, SETTINGS, &seen(&float)).unwrap().changed, 2);
         crate::onnx::check(&even, &Limits::default()).unwrap();
         let before = run(&float, &rows(9));
         assert!(relative_difference(&before, &run(&even, &rows(9))) < 1e-5);
@@ -312,7 +268,7 @@ mod tests {
             channels.add(&outlier);
         }
         let mut even = float.clone();
-        apply(&mut even, &channels).unwrap();
+        apply(&mut even, SETTINGS, &channels).unwrap();
         assert!(
             !even.graph.nodes.iter().any(|node| node.is("Mul")),
             "the scale of the normalization has it"
@@ -326,7 +282,12 @@ mod tests {
         let model = products(false);
         let mut channels = Channels::new(64);
         channels.add(&[1.0; 64]);
-        let error = apply(&mut model.clone(), &BTreeMap::from([("x".to_owned(), channels)])).unwrap_err();
+        let error = apply(
+            &mut model.clone(),
+            SETTINGS,
+            &BTreeMap::from([("x".to_owned(), channels)]),
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("even enough"), "{error}");
     }
 }

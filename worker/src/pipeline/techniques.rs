@@ -7,7 +7,7 @@ use assayer_crds::units;
 use crate::calibrate::Method;
 use crate::failure::{Result, bug, refused};
 use crate::optimize::Stage;
-use crate::passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Recovery};
+use crate::passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Recovery, Smoothing};
 
 /// Weights that share a scale where the plan does not say: the most accurate of the sizes that cost less than a bit a weight.
 const DEFAULT_BLOCK: u32 = 32;
@@ -21,13 +21,15 @@ pub(super) fn of(plan: &MakePlan) -> Result<Vec<Stage>> {
         return Err(refused(reasons::PLAN_INVALID, format!("stages: {problem}")));
     }
     let mut made = Vec::new();
-    for stage in &plan.stages {
+    for (position, stage) in plan.stages.iter().enumerate() {
         if let Some(settings) = &stage.quantize {
             made.push(quantize(settings)?);
         }
         match &stage.recover {
             None => {}
-            Some(recover) if recover.method == RecoverMethod::SmoothQuant => made.push(Stage::Smooth),
+            Some(recover) if recover.method == RecoverMethod::SmoothQuant => {
+                made.push(Stage::Smooth(smoothing(&plan.stages[position + 1..])));
+            }
             Some(recover) => match made.last_mut() {
                 Some(Stage::Quantize(Quantize { recovery, .. }) | Stage::QuantizeBlocks(Blocks { recovery, .. })) => {
                     help(recovery, recover)?;
@@ -37,6 +39,21 @@ pub(super) fn of(plan: &MakePlan) -> Result<Vec<Stage>> {
         }
     }
     Ok(made)
+}
+
+/// How to smooth for the `quantize` that `after` begins with.
+fn smoothing(after: &[stages::Stage]) -> Smoothing {
+    let quantize = after.first().and_then(|stage| stage.quantize.as_ref());
+    let helped = after.iter().skip(1).map_while(|stage| stage.recover.as_ref());
+    Smoothing {
+        mode: match quantize.map(|quantize| quantize.mode) {
+            Some(QuantizeMode::Static) => Mode::Static,
+            _ => Mode::Dynamic,
+        },
+        gptq: helped
+            .take_while(|recover| recover.method != RecoverMethod::SmoothQuant)
+            .any(|recover| recover.method == RecoverMethod::GPTQ),
+    }
 }
 
 fn help(recovery: &mut Recovery, recover: &stages::Recover) -> Result<()> {
@@ -182,7 +199,10 @@ mod tests {
         };
         let wanted = [
             settings(Mode::Static, Method::Percentile(99.9), None),
-            Stage::Smooth,
+            Stage::Smooth(Smoothing {
+                mode: Mode::Dynamic,
+                gptq: false,
+            }),
             settings(Mode::Dynamic, Method::MinMax, None),
             Stage::QuantizeBlocks(blocks),
             settings(Mode::Dynamic, Method::MinMax, Some(0.2)),
