@@ -393,6 +393,9 @@ pub struct PassReport {
     /// Nodes that it kept more precise than the others, with the reason; at most 64 are listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub raised: Vec<Left>,
+    /// What it found out on the way, for people; empty where there is nothing to say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
 }
 
 /// A node that a pass left alone, or kept more precise than the others.

@@ -30,6 +30,9 @@ pub struct Stage {
 #[cfg_attr(feature = "kube", x_kube(validation = (
     "!has(self.share) || self.method == 'RaisePrecision'",
     "share is for method RaisePrecision: remove it or set method: RaisePrecision")))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.goal) || self.method == 'RaisePrecision'",
+    "goal is for method RaisePrecision: remove it or set method: RaisePrecision")))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recover {
     /// `SmoothQuant` evens out the inputs of matrix products (arXiv:2211.10438); it goes before mode `Static` or `Dynamic`. The others go
@@ -45,6 +48,15 @@ pub struct Recover {
         schemars(length(max = 4), regex(pattern = r"^0\.(0[1-9]|[1-9][0-9]?)$"))
     )]
     pub share: Option<String>,
+    /// Likeness to the baseline, 0.5 to 0.999999, at which `RaisePrecision` stops: the mean over calibration samples of the cosine between
+    /// the outputs of candidate and baseline, of the least alike output. It then raises no more than needed, and all of `share` where the
+    /// goal is missed. Without it, all of `share` is raised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "kube",
+        schemars(length(max = 8), regex(pattern = r"^0\.[5-9][0-9]{0,5}$"))
+    )]
+    pub goal: Option<String>,
 }
 
 /// Method of winning accuracy back.

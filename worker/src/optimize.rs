@@ -3,6 +3,9 @@
 //! The candidate's bytes are a pure function of the model, the calibration data, the stages, ONNX Runtime's version and
 //! the instruction set. A candidate that ONNX Runtime does not load and run is an error, not a result.
 
+mod goal;
+mod likeness;
+mod quantization;
 mod scratch;
 mod stage;
 

@@ -178,6 +178,7 @@ mod tests {
                 changed: 3,
                 left: (0..left).map(node).collect(),
                 raised: Vec::new(),
+                note: String::new(),
             }],
             calibration_rows: 1,
             seconds: 1.0,

@@ -1,15 +1,14 @@
 //! One stage of a candidate: what it must know from calibration data, then the pass that uses it. Decides no number itself.
 
-use super::{Error, Step};
+use super::{
+    Error, Step, goal,
+    likeness::likeness,
+    quantization::{Form, Quantization},
+};
 use crate::{
     calibrate::{self, Batches, Gram, Samples},
     onnx::Model,
-    passes::{
-        self, Bits, Blocks, Mode, Quantize, Recovering, Recovery, Report, Smoothing, quantize_blocks, quantize_dynamic,
-        quantize_static, quantize_tables,
-        raise_precision::{self, Otherwise},
-        smooth,
-    },
+    passes::{self, Blocks, Mode, Quantize, Recovery, Report, Smoothing, quantize_static, quantize_tables, smooth},
     session::Runtime,
 };
 use std::collections::BTreeMap;
@@ -65,52 +64,26 @@ impl Stage {
                 // First: calibration then sees the activations that rounded rows give.
                 let mut reports = vec![quantize_tables::apply(model)?];
                 let grams = calibration.grams(model, settings.recovery)?;
-                let mut recovering = Recovering::new(settings.recovery, &grams);
-                let otherwise = Otherwise::Integers(settings.granularity);
-                reports.extend(raise(model, settings.recovery, otherwise, &mut recovering)?);
-                reports.push(match settings.mode {
-                    Mode::Dynamic => {
-                        (calibration.progress)(Step::Quantize);
-                        quantize_dynamic::apply_recovering(model, settings, &mut recovering)?
-                    }
+                let observed = match settings.mode {
+                    Mode::Dynamic => BTreeMap::new(),
                     Mode::Static => {
                         let taps = quantize_static::taps(model);
-                        let observed = calibration.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
+                        calibration.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
                             calibrate::calibrate(runtime, threads, model, &taps, settings.calibration, batches, told)
-                        })?;
-                        quantize_static::apply_recovering(model, settings, &observed, &mut recovering)?
+                        })?
                     }
-                });
-                reports.extend(recovering.finish()?);
+                };
+                let form = Form::Integers(settings, &observed);
+                reports.extend(calibration.quantize(model, &Quantization { form, grams: &grams })?);
                 Ok(reports)
             }
             Self::QuantizeBlocks(settings) => {
                 let grams = calibration.grams(model, settings.recovery)?;
-                let mut recovering = Recovering::new(settings.recovery, &grams);
-                let mut reports = Vec::new();
-                if settings.bits == Bits::Four {
-                    let otherwise = Otherwise::FourBits(settings.size);
-                    reports.extend(raise(model, settings.recovery, otherwise, &mut recovering)?);
-                }
-                reports.push(quantize_blocks::apply(model, settings, &mut recovering)?);
-                reports.extend(recovering.finish()?);
-                Ok(reports)
+                let form = Form::Blocks(settings);
+                calibration.quantize(model, &Quantization { form, grams: &grams })
             }
         }
     }
-}
-
-/// Keeps the worst products more precise, where that was asked for.
-fn raise(
-    model: &mut Model,
-    recovery: Recovery,
-    otherwise: Otherwise,
-    recovering: &mut Recovering<'_>,
-) -> Result<Option<Report>, passes::Error> {
-    let share = recovery.raise;
-    share
-        .map(|share| raise_precision::apply(model, share, otherwise, recovering))
-        .transpose()
 }
 
 impl Calibration<'_, '_, '_> {
@@ -139,5 +112,27 @@ impl Calibration<'_, '_, '_> {
         }
         (self.progress)(Step::Quantize);
         Ok(observed)
+    }
+
+    /// Quantizes with as many products raised as the goal asks for.
+    fn quantize(&mut self, model: &mut Model, quantization: &Quantization<'_>) -> Result<Vec<Report>, Error> {
+        (self.progress)(Step::Quantize);
+        let (Some(worst), Some(raise)) = (quantization.worst(model)?, quantization.recovery().raise) else {
+            return Ok(quantization.apply(model, None)?);
+        };
+        let Some(goal) = raise.goal else {
+            return Ok(quantization.apply(model, Some((&worst, worst.count())))?);
+        };
+        let float = model.clone();
+        let settled = goal::fewest(goal, worst.count(), |count| {
+            let mut tried = float.clone();
+            quantization.apply(&mut tried, Some((&worst, count)))?;
+            likeness(self.runtime, self.threads, (&float, &tried), &mut *(self.samples)())
+        })?;
+        let mut reports = quantization.apply(model, Some((&worst, settled.count)))?;
+        if let Some(report) = reports.first_mut() {
+            report.note = settled.told(goal, worst.count());
+        }
+        Ok(reports)
     }
 }

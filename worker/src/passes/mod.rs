@@ -31,7 +31,7 @@ mod windows;
 
 pub use blocks::Bits;
 pub use quantize_blocks::Blocks;
-pub use recovery::{Recovering, Recovery};
+pub use recovery::{Raise, Recovering, Recovery};
 pub use site::product_inputs;
 pub use smooth::Smoothing;
 
@@ -56,6 +56,8 @@ pub struct Report {
     pub left_count: usize,
     /// Nodes kept more precise than the others, with the reason; at most 64 are listed.
     pub raised: Vec<Left>,
+    /// What the pass found out, for people.
+    pub note: String,
 }
 
 /// A node that a pass left as it was, or kept more precise than it might have.

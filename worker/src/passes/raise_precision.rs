@@ -45,23 +45,32 @@ impl Otherwise {
     }
 }
 
-/// Keeps the worst products in 8-bit blocks: at most `share` of the weights of all products.
-pub fn apply(
-    model: &mut Model,
-    share: f64,
-    otherwise: Otherwise,
-    recovering: &mut Recovering<'_>,
-) -> Result<Report, Error> {
-    if !(share > 0.0 && share < 1.0) {
-        return Err(Error::Setting {
-            pass: NAME,
-            field: "share",
-            value: share.to_string(),
-            hint: "use a decimal number above 0 and below 1, such as \"0.2\"",
-        });
-    }
-    let mut report = Report::new(NAME);
-    let patch = {
+/// The products that lose most and fit into the share, the worst first.
+#[derive(Debug)]
+pub struct Worst {
+    products: Vec<Product>,
+    report: Report,
+}
+
+#[derive(Debug)]
+struct Product {
+    /// Its output, by which it is found again.
+    output: String,
+    expected: String,
+}
+
+impl Worst {
+    /// Ranks the products of `model`, and takes as many as hold at most `share` of the weights of all.
+    pub fn of(model: &Model, share: f64, otherwise: Otherwise, recovering: &Recovering<'_>) -> Result<Self, Error> {
+        if !(share > 0.0 && share < 1.0) {
+            return Err(Error::Setting {
+                pass: NAME,
+                field: "share",
+                value: share.to_string(),
+                hint: "use a decimal number above 0 and below 1, such as \"0.2\"",
+            });
+        }
+        let mut report = Report::new(NAME);
         let index = Index::new(&model.graph);
         let mut ranked = Vec::new();
         let mut total = 0;
@@ -78,21 +87,17 @@ pub fn apply(
         }
         // Ties go to the site that costs fewer bytes, then to the first.
         ranked.sort_by(|(left, a), (right, b)| right.total_cmp(left).then(a.weights.len().cmp(&b.weights.len())));
-        let mut rewrite = Rewrite {
-            index: &index,
-            names: Names::new(&model.graph),
-            patch: Patch::new(NAME),
-        };
         #[allow(clippy::cast_precision_loss, reason = "weights are counted, and far fewer than 2^52")]
         let fits = |weights: usize| weights as f64 <= share * total as f64;
-        let mut taken = 0;
+        let (mut taken, mut products) = (0, Vec::new());
         for (loss, site) in &ranked {
             let expected = format!("expected to lose {:.4} % of its output's power", 100.0 * loss);
             if fits(taken + site.weights.len()) {
                 taken += site.weights.len();
-                rewrite.product(site, Bits::Eight, otherwise.block(), recovering)?;
-                report.raise(site.node, expected);
-                report.changed += 1;
+                products.push(Product {
+                    output: site.node.output().to_owned(),
+                    expected,
+                });
             } else {
                 report.leave(
                     site.node,
@@ -100,14 +105,52 @@ pub fn apply(
                 );
             }
         }
-        rewrite.patch
-    };
-    let report = super::require_effect(report)?;
-    apply_patch(&mut model.graph, patch)?;
-    model.import(nbits::DOMAIN, 1);
-    prune(&mut model.graph);
-    rename(model);
-    Ok(report)
+        report.changed = products.len();
+        let mut report = super::require_effect(report)?;
+        report.changed = 0;
+        Ok(Self { products, report })
+    }
+
+    /// How many they are: at least one.
+    pub fn count(&self) -> usize {
+        self.products.len()
+    }
+
+    /// Keeps the first `count` in 8-bit blocks. The model is the one that they were ranked in.
+    pub fn raise(
+        &self,
+        model: &mut Model,
+        count: usize,
+        otherwise: Otherwise,
+        recovering: &mut Recovering<'_>,
+    ) -> Result<Report, Error> {
+        let mut report = self.report.clone();
+        let patch = {
+            let index = Index::new(&model.graph);
+            let mut rewrite = Rewrite {
+                index: &index,
+                names: Names::new(&model.graph),
+                patch: Patch::new(NAME),
+            };
+            let sites = sites(&index, &mut Report::new(NAME));
+            for product in &self.products[..count.min(self.count())] {
+                let Some(site) = sites.iter().find(|site| site.node.output() == product.output) else {
+                    continue;
+                };
+                rewrite.product(site, Bits::Eight, otherwise.block(), recovering)?;
+                report.raise(site.node, product.expected.as_str());
+                report.changed += 1;
+            }
+            rewrite.patch
+        };
+        if report.changed > 0 {
+            apply_patch(&mut model.graph, patch)?;
+            model.import(nbits::DOMAIN, 1);
+            prune(&mut model.graph);
+            rename(model);
+        }
+        Ok(report)
+    }
 }
 
 /// Expected squared error relative to the output's power; `None` where there is no output to speak of.

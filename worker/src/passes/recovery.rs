@@ -26,8 +26,17 @@ pub struct Recovery {
     pub gptq: bool,
     /// Move the mean error of products into their bias.
     pub bias_correction: bool,
-    /// Share of the weights of matrix products, above 0 and below 1, that may be kept in 8-bit blocks instead.
-    pub raise: Option<f64>,
+    /// How many matrix products may be kept in 8-bit blocks instead.
+    pub raise: Option<Raise>,
+}
+
+/// How far precision is raised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Raise {
+    /// Share of the weights of all matrix products, above 0 and below 1.
+    pub share: f64,
+    /// Likeness to the float model that is enough, above 0 and below 1; none to use up the share.
+    pub goal: Option<f64>,
 }
 
 impl Recovery {

@@ -130,6 +130,7 @@ fn passes_of(report: &OptimizeReport) -> Vec<PassReport> {
         changed: pass.changed as u64,
         left: noted(&pass.left),
         raised: noted(&pass.raised),
+        note: pass.note.clone(),
     };
     report.passes.iter().map(pass).collect()
 }

@@ -7,7 +7,7 @@ use assayer_crds::units;
 use crate::calibrate::Method;
 use crate::failure::{Result, bug, refused};
 use crate::optimize::Stage;
-use crate::passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Recovery, Smoothing};
+use crate::passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Raise, Recovery, Smoothing};
 
 /// Weights that share a scale where the plan does not say: the most accurate of the sizes that cost less than a bit a weight.
 const DEFAULT_BLOCK: u32 = 32;
@@ -61,10 +61,24 @@ fn help(recovery: &mut Recovery, recover: &stages::Recover) -> Result<()> {
         RecoverMethod::GPTQ => recovery.gptq = true,
         RecoverMethod::BiasCorrection => recovery.bias_correction = true,
         RecoverMethod::RaisePrecision => {
-            let share = recover.share.as_deref().unwrap_or(DEFAULT_SHARE);
-            let share = units::decimal(share)
-                .map_err(|error| refused(reasons::PLAN_INVALID, format!("recover.share: {error}")))?;
-            recovery.raise = Some(share);
+            let decimal = |field: &str, value: &str| {
+                units::decimal(value)
+                    .map_err(|error| refused(reasons::PLAN_INVALID, format!("recover.{field}: {error}")))
+            };
+            recovery.raise = Some(Raise {
+                share: decimal("share", recover.share.as_deref().unwrap_or(DEFAULT_SHARE))?,
+                goal: match recover.goal.as_deref() {
+                    None => None,
+                    Some(goal) => match decimal("goal", goal)? {
+                        value if value > 0.0 && value < 1.0 => Some(value),
+                        _ => {
+                            let message =
+                                format!("recover.goal {goal} is not between 0 and 1; a cosine such as \"0.999\"");
+                            return Err(refused(reasons::PLAN_INVALID, message));
+                        }
+                    },
+                },
+            });
         }
         RecoverMethod::SmoothQuant => {}
     }
@@ -151,7 +165,11 @@ mod tests {
             .iter()
             .map(|(quantize, recover)| stages::Stage {
                 quantize: quantize.clone(),
-                recover: recover.map(|method| stages::Recover { method, share: None }),
+                recover: recover.map(|method| stages::Recover {
+                    method,
+                    share: None,
+                    goal: None,
+                }),
             })
             .collect();
         let plan = serde_json::json!({
@@ -176,10 +194,10 @@ mod tests {
             (Some(planned(QuantizeMode::Dynamic, None)), None),
             (None, Some(RecoverMethod::RaisePrecision)),
         ]));
-        let settings = |mode, calibration, raise| {
+        let settings = |mode, calibration, raise: Option<f64>| {
             Stage::Quantize(Quantize {
                 recovery: Recovery {
-                    raise,
+                    raise: raise.map(|share| Raise { share, goal: None }),
                     ..Recovery::default()
                 },
                 mode,

@@ -29,6 +29,7 @@ pub(super) fn outcome(numbers: &BTreeMap<String, (f64, f64)>, plan: &WorkerPlan)
                     changed: 3,
                     left: Vec::new(),
                     raised: Vec::new(),
+                    note: String::new(),
                 }],
                 calibration_rows: 512,
                 seconds: 3.0,
