@@ -1,96 +1,80 @@
-//! The bench's table: median, minimum and maximum of each figure. Decides looks only.
+//! The bench's tables: a row a model with medians, and a row a bar. Decides looks only.
 
-use assayer_crds::contract::{Measured, metrics};
 use comfy_table::Table;
 
-use super::Contestant;
+use super::{bars::Bar, contestant::Contestant, task::Task};
+
+/// Longest words of what failed; all of them are in the JSON file.
+const WORDS: usize = 90;
+
+fn empty() -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table
+}
 
 /// One row a model, FP32 first.
-pub(super) fn table(contestants: &[Contestant]) -> Table {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header([
-        "model",
-        "accuracy",
-        "p50 ms",
-        "p99 ms",
-        "times as fast (p50)",
-        "KiB",
-        "made in s",
-        "peak MiB",
-    ]);
-    let of = |measured: &[Measured], name: &str, scale: f64, baseline: bool| {
-        let side = |one: &Measured| {
-            if baseline {
-                Some(one.baseline.clone())
-            } else {
-                one.candidate.clone()
-            }
-        };
-        let values = measured
-            .iter()
-            .filter_map(|one| side(one)?.get(name).map(|taken| taken.value * scale));
-        values.collect::<Vec<f64>>()
-    };
-    let mut row = |name: &str, measured: &[Measured], baseline: bool, made: [String; 2]| {
-        let cell = |metric: &str, scale: f64, digits: usize| spread(&of(measured, metric, scale, baseline), digits);
-        let [base, own] = [true, baseline].map(|side| of(measured, metrics::LATENCY_P50, 1e3, side));
-        let speed: Vec<f64> = base.iter().zip(&own).map(|(base, own)| base / own).collect();
-        let [seconds, memory] = made;
-        table.add_row([
-            name.to_owned(),
-            cell(metrics::ACCURACY, 1.0, 4),
-            cell(metrics::LATENCY_P50, 1e3, 2),
-            cell(metrics::LATENCY_P99, 1e3, 2),
-            spread(&speed, 2),
-            cell(metrics::ARTIFACT_SIZE, 1.0 / 1024.0, 0),
-            seconds,
-            memory,
-        ]);
-    };
-    let all: Vec<Measured> = contestants
+pub(super) fn models(task: Task, contestants: &[Contestant]) -> Table {
+    let mut table = empty();
+    let cases: Vec<&String> = contestants
         .iter()
-        .flat_map(|contestant| contestant.measured.clone())
-        .collect();
-    row("FP32", &all, true, Default::default());
+        .find(|one| one.id == task.reference())
+        .map(|one| one.evaluation.latency.keys().collect())
+        .unwrap_or_default();
+    let mut header = vec![format!("{}, latency to {}", task.name(), task.reference())];
+    header.extend(task.columns().iter().map(|name| (*name).to_owned()));
+    header.extend(cases.iter().map(|case| (*case).clone()));
+    header.extend(["mean", "p50 ms", "MB", "made in s", "peak MiB", ""].map(str::to_owned));
+    table.set_header(header);
     for one in contestants {
-        let name = one
-            .failed
-            .as_ref()
-            .map(|error| format!("{}: no model ({error})", one.name));
-        row(
-            name.as_deref().unwrap_or(&one.name),
-            &one.measured,
-            false,
-            [spread(&one.seconds, 2), spread(&one.memory, 0)],
-        );
+        let mut row = vec![
+            one.broken()
+                .map_or_else(|| one.id.clone(), |why| format!("{}: {why}", one.id)),
+        ];
+        row.extend(task.columns().iter().map(|name| show(one.quality(name), 5)));
+        row.extend(cases.iter().map(|case| show(one.ratio(case), 2)));
+        let first = cases.first().and_then(|case| one.evaluation.latency.get(*case));
+        row.extend([
+            show(one.mean_ratio(), 3),
+            show(first.map(|latency| latency.p50 * 1e3), 2),
+            show(one.megabytes(), 2),
+            show(one.seconds(), 2),
+            show(one.peak_mebibytes(), 0),
+            one.broken().unwrap_or_default().chars().take(WORDS).collect(),
+        ]);
+        table.add_row(row);
     }
     table
 }
 
-/// Median with minimum and maximum; one number where all are alike.
-fn spread(values: &[f64], digits: usize) -> String {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let [Some(least), Some(middle), Some(most)] = [sorted.first(), sorted.get(sorted.len() / 2), sorted.last()] else {
-        return "-".to_owned();
-    };
-    let [least, middle, most] = [least, middle, most].map(|value| format!("{value:.digits$}"));
-    if least == most {
-        middle
-    } else {
-        format!("{middle} [{least}, {most}]")
+/// One row a bar.
+pub(super) fn bars(bars: &[Bar]) -> Table {
+    let mut table = empty();
+    table.set_header(["bar", "candidate", "figures (bounds)", ""]);
+    for bar in bars {
+        let verdict = if bar.met { "met" } else { "missed" };
+        let who = bar.who.chars().take(WORDS).collect::<String>();
+        table.add_row([bar.what.as_str(), &who, &bar.figures(), verdict]);
     }
+    table
+}
+
+/// Nothing known is a dash.
+fn show(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::spread;
+    use super::*;
+    use crate::bench::contestant::{BASELINE, Method};
 
     #[test]
-    fn a_spread_shows_the_median_between_the_ends() {
-        assert_eq!(spread(&[3.0, 1.0, 2.04], 1), "2.0 [1.0, 3.0]");
-        assert_eq!(spread(&[1.0, 1.0], 0), "1");
-        assert_eq!(spread(&[], 0), "-");
+    fn what_failed_is_a_row_with_its_words() {
+        let mut one = Contestant::ours("a", Method::Own, false, Vec::new());
+        one.failure = Some("NoEffect: nothing".to_owned());
+        let table = models(Task::Minilm, &[one]).to_string();
+        assert!(table.contains("NoEffect: nothing"), "{table}");
+        assert!(!table.contains(BASELINE));
     }
 }

@@ -3,4 +3,5 @@
 
 pub mod debian;
 pub mod go;
+pub mod maven;
 pub mod pypi;

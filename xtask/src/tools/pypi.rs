@@ -107,6 +107,36 @@ pub fn ensure(wheel: &Wheel, progress: &Progress) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// The source package of `name`, fetched if it is not in the cache yet. pip asks its `setup.py` for the version, with `python`'s rights.
+pub fn source(python: &Path, name: &str, version: &str, progress: &Progress) -> Result<PathBuf> {
+    let path = cache::folder("pypi")?.join(format!("{name}-{version}.tar.gz"));
+    let _one_at_a_time = Lock::wait("pypi", progress)?;
+    if path.exists() {
+        return Ok(path);
+    }
+    let step = progress.step(format!("fetch the source of {name} {version} from PyPI"));
+    let aside = tempfile::tempdir_in(cache::folder("pypi")?)?;
+    let mut pip = Command::new(python);
+    pip.args([
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-binary=:all:",
+        "--disable-pip-version-check",
+    ]);
+    pip.arg("--dest").arg(aside.path()).arg(format!("{name}=={version}"));
+    process::read_shown(&mut pip, &step)?;
+    let archive = fs::read_dir(aside.path())?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "gz"))
+        .with_context(|| format!("pip downloaded no source of {name}"))?;
+    fs::rename(archive, &path).with_context(|| format!("rename to {}", path.display()))?;
+    step.done("");
+    Ok(path)
+}
+
 fn unpack(archive: &Path, wanted: &[&str], into: &Path) -> Result<usize> {
     let mut zip = ZipArchive::new(File::open(archive)?).with_context(|| format!("open {}", archive.display()))?;
     let mut count = 0;

@@ -1,0 +1,112 @@
+//! Our candidates for each model: what the bars ask for, what pairs with other tools' methods, and steps between. Decides stages only.
+
+use anyhow::{Context, Result};
+use assayer_crds::stages::{self, Stage};
+
+use super::{
+    contestant::{Contestant, Method},
+    task::Task,
+};
+
+type Entry = (&'static str, Method, &'static str);
+
+const MINILM: &[Entry] = &[
+    ("dynamic", Method::Dynamic, "[quantize: {mode: Dynamic}]"),
+    (
+        "smooth dynamic",
+        Method::Own,
+        "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}]",
+    ),
+    (
+        "smooth dynamic gptq",
+        Method::Own,
+        "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}, recover: {method: GPTQ}]",
+    ),
+    (
+        "dynamic best",
+        Method::Own,
+        "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}, recover: {method: GPTQ}, recover: {method: BiasCorrection}]",
+    ),
+    (
+        "dynamic raised",
+        Method::Own,
+        "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}, recover: {method: GPTQ}, recover: {method: BiasCorrection}, \
+         recover: {method: RaisePrecision, share: '0.35'}]",
+    ),
+    ("minmax", Method::MinMax, "[quantize: {mode: Static}]"),
+    (
+        "entropy",
+        Method::Entropy,
+        "[quantize: {mode: Static, calibration: {method: Entropy}}]",
+    ),
+    (
+        "percentile",
+        Method::Percentile,
+        "[quantize: {mode: Static, calibration: {method: Percentile}}]",
+    ),
+    (
+        "smoothquant",
+        Method::SmoothQuant,
+        "[recover: {method: SmoothQuant}, quantize: {mode: Static}]",
+    ),
+    (
+        "static best",
+        Method::Own,
+        "[recover: {method: SmoothQuant}, quantize: {mode: Static, calibration: {method: Percentile}}, recover: {method: GPTQ}, \
+         recover: {method: BiasCorrection}]",
+    ),
+    ("int8 blocks 32", Method::Int8Blocks, "[quantize: {mode: WeightOnly}]"),
+    (
+        "int4 32",
+        Method::Int4Blocks,
+        "[quantize: {mode: WeightOnly, weights: Int4}]",
+    ),
+    (
+        "int4 32 gptq",
+        Method::Int4Gptq,
+        "[quantize: {mode: WeightOnly, weights: Int4}, recover: {method: GPTQ}]",
+    ),
+    (
+        "int4 128 gptq",
+        Method::Int4Gptq,
+        "[quantize: {mode: WeightOnly, weights: Int4, block: 128}, recover: {method: GPTQ}]",
+    ),
+];
+
+/// Our candidates.
+pub(super) fn of(task: Task) -> Result<Vec<Contestant>> {
+    let entries = match task {
+        Task::Minilm => MINILM,
+    };
+    let made = entries.iter().map(|(name, method, written)| {
+        let stages = parse(written).with_context(|| format!("the stages of `{name}`"))?;
+        let calibrated = stages::calibrating(&stages).is_some();
+        Ok(Contestant::ours(name, *method, calibrated, stages))
+    });
+    made.collect()
+}
+
+/// As in a manifest, in one line: a list whose items need no braces of their own.
+fn parse(written: &str) -> Result<Vec<Stage>> {
+    Ok(serde_saphyr::from_str(written)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    #[test]
+    fn all_stages_are_in_an_order_that_the_worker_takes() {
+        for task in Task::value_variants() {
+            for one in of(*task).unwrap() {
+                let super::super::contestant::Way::Stages(stages) = &one.way else {
+                    unreachable!("ours have stages")
+                };
+                assert!(!stages.is_empty());
+                assert_eq!(stages::out_of_order(stages), None, "{}", one.id);
+            }
+        }
+    }
+}
