@@ -122,6 +122,16 @@ pub struct Quantize {
     /// How activation ranges are found in mode `Static`. Default: method `MinMax`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationMethod>,
+    /// Nodes that may change; operators between two of them count, too. Each entry is the name of a node, the name of its first output, or
+    /// an operator type; `*` stands for any characters. At most 32 entries. One that matches no node of the simplified model is refused.
+    /// Default: what pays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "kube", schemars(length(max = 32), inner(length(min = 1, max = 128))))]
+    pub only: Vec<String>,
+    /// Nodes that stay as they are, in the same words as `only`, and stronger. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "kube", schemars(length(max = 32), inner(length(min = 1, max = 128))))]
+    pub except: Vec<String>,
 }
 
 /// When activation ranges are known.

@@ -172,6 +172,8 @@ impl Bench {
             granularity: Granularity::PerChannel,
             block: None,
             calibration: None,
+            only: Vec::new(),
+            except: Vec::new(),
         };
         MakePlan {
             baseline: ModelSource {

@@ -8,7 +8,10 @@ use super::{
 use crate::{
     calibrate::{self, Batches, Gram, Samples},
     onnx::Model,
-    passes::{self, Blocks, Mode, Quantize, Recovery, Report, Smoothing, quantize_static, quantize_tables, smooth},
+    passes::{
+        self, Blocks, Choice, Mode, Quantize, Recovery, Report, Smoothing, choice, quantize_static, quantize_tables,
+        smooth,
+    },
     session::Runtime,
 };
 use std::collections::BTreeMap;
@@ -16,6 +19,8 @@ use std::collections::BTreeMap;
 /// One stage of a candidate.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stage {
+    /// Leave everything but these nodes to the next stage as they are.
+    Choose(Choice),
     /// Even out the inputs of matrix products, for a stage that quantizes them.
     Smooth(Smoothing),
     /// Quantize weights and activations to 8 bits.
@@ -39,6 +44,7 @@ impl Stage {
     /// Whether it needs samples.
     pub(super) fn calibrates(&self) -> bool {
         match self {
+            Self::Choose(_) => false,
             Self::Smooth(_) => true,
             Self::Quantize(settings) => settings.mode == Mode::Static || settings.recovery.calibrates(),
             Self::QuantizeBlocks(settings) => settings.recovery.calibrates(),
@@ -52,7 +58,8 @@ impl Stage {
         calibration: &mut Calibration<'_, '_, '_>,
     ) -> Result<Vec<Report>, Error> {
         let (runtime, threads) = (calibration.runtime, calibration.threads);
-        match self {
+        let reports = match self {
+            Self::Choose(choice) => return Ok(vec![choice.pin(model)?]),
             Self::Smooth(settings) => {
                 let taps = passes::product_inputs(model);
                 let seen = calibration.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
@@ -82,7 +89,9 @@ impl Stage {
                 let form = Form::Blocks(settings);
                 calibration.quantize(model, &Quantization { form, grams: &grams })
             }
-        }
+        };
+        choice::unpin(model);
+        reports
     }
 }
 

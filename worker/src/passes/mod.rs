@@ -4,6 +4,8 @@
 //! changes nothing is an error, never a silent success.
 
 mod blocks;
+pub mod choice;
+mod convolution;
 mod even;
 pub mod fold_batch_norm;
 pub mod fold_bias;
@@ -23,6 +25,7 @@ pub mod quantize_static;
 pub mod quantize_tables;
 pub mod raise_precision;
 mod recovery;
+mod region;
 mod saturation;
 mod site;
 pub mod smooth;
@@ -30,6 +33,7 @@ mod weights;
 mod windows;
 
 pub use blocks::Bits;
+pub use choice::Choice;
 pub use quantize_blocks::Blocks;
 pub use recovery::{Raise, Recovering, Recovery};
 pub use site::product_inputs;
@@ -122,6 +126,19 @@ pub enum Error {
         value: String,
         /// The way out.
         hint: &'static str,
+    },
+    /// A pattern that chooses nothing.
+    #[error(
+        "quantize.{field}: no node of the simplified model matches {pattern}; a pattern is the name of a node, of its first output, or an \
+         operator type, with * for any characters; there are {types}"
+    )]
+    Pattern {
+        /// `only` or `except`.
+        field: &'static str,
+        /// Escaped pattern.
+        pattern: String,
+        /// Operator types of the model.
+        types: String,
     },
     /// A weight holds NaN or infinity.
     #[error("weight {name} holds a value that is not finite; it cannot be quantized")]
@@ -223,6 +240,8 @@ pub fn simplify(model: &mut onnx::Model, limits: &onnx::Limits) -> Result<Vec<Re
     Ok(reports)
 }
 
+#[cfg(test)]
+mod region_tests;
 #[cfg(test)]
 mod simplify_tests;
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use super::{
     Error, Report,
     blocks::{Bits, Order},
+    choice,
     nbits::{self, Rewrite, whole},
     quantize_tables::table,
     recovery::{Recovering, Recovery},
@@ -59,6 +60,10 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
             let Some(table) = table(&index, node).filter(|table| table.dims[0] >= SHORTEST) else {
                 continue;
             };
+            if node.pinned {
+                report.leave(node, choice::PINNED);
+                continue;
+            }
             match block_of(settings.size, table.dims[1]) {
                 Some(size) => {
                     embedding(&mut rewrite, position, node, table, settings.bits, size)?;

@@ -1,14 +1,16 @@
 //! Static INT8 in the layout that ONNX Runtime really fuses to its integer kernels.
 //!
-//! Convolution fuses only as DQ(x), DQ(w), DQ(int32 bias) -> Conv (-> Relu | Clip) -> Q, so its output is quantized too;
-//! a matrix product is written as the operator that takes its bias along and keeps float outputs, so it is not rounded.
-//! Everything else is left float. `taps` chooses the tensors whose ranges are needed, `apply` rewrites once those are known.
+//! Convolution fuses only as DQ(x), DQ(w), DQ(int32 bias) -> Conv (-> Relu | Clip) -> Q, so its output is quantized too, and so is what
+//! lies between convolutions where that saves conversions; a matrix product is written as the operator that takes its bias along and
+//! keeps float outputs, so it is not rounded. Everything else is left float. `taps` chooses the tensors whose ranges are needed, `apply`
+//! rewrites once those are known.
 
 use super::{
-    Activations, Error, Granularity, Quantize, Report,
+    Activations, Error, Granularity, Quantize, Report, convolution,
     layout::{self, Layout, Packed},
     product::{self, Product},
     recovery::{self, Recovering},
+    region::{self, Member, Rounding},
     saturation,
     site::{Kind, Site, sites},
     weights::{self, Affine},
@@ -17,25 +19,45 @@ use crate::{
     calibrate::{Observed, Range},
     onnx::{Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown},
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 const NAME: &str = "quantize-static";
 
-/// Tensors whose ranges [`apply`] needs: inputs of all sites, outputs of convolutions.
+/// Tensors whose ranges [`apply`] needs: inputs of all sites, outputs of convolutions, and what operators between them read and make.
 pub fn taps(model: &Model) -> Vec<String> {
     let index = Index::new(&model.graph);
-    let mut taps = BTreeSet::new();
-    for site in sites(&index, &mut Report::new(NAME)) {
-        taps.insert(site.input().to_owned());
-        taps.extend(fused_output(&index, &site).map(|(_, output)| output.to_owned()));
-    }
-    taps.into_iter().collect()
+    let sites = chosen(&index, &mut Report::new(NAME));
+    let members = region::candidates(&index, &sites);
+    let taps: BTreeSet<&str> = sites
+        .iter()
+        .map(Site::input)
+        .chain(members.iter().flat_map(Member::inputs))
+        .chain(ranged(&index, &sites, &members))
+        .collect();
+    taps.into_iter().map(str::to_owned).collect()
 }
 
-/// Position of the node whose output is quantized together with the site, and that output; none for matrix products.
-fn fused_output<'g>(index: &Index<'g>, site: &Site<'g>) -> Option<(usize, &'g str)> {
-    let position = site.activation.unwrap_or(site.position);
-    (site.kind == Kind::Conv).then(|| (position, index.graph.nodes[position].output()))
+/// The sites that pay with integers.
+fn chosen<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>> {
+    let mut chosen = sites(index, report);
+    chosen.retain(|site| {
+        let slow = (site.kind == Kind::Conv).then(|| convolution::slow(site)).flatten();
+        if let Some(why) = slow {
+            report.leave(site.node, why);
+        }
+        slow.is_none()
+    });
+    chosen
+}
+
+/// Values that integer kernels make with a range of their own.
+fn ranged<'g>(index: &Index<'g>, sites: &[Site<'g>], members: &[Member<'g>]) -> Vec<&'g str> {
+    let convolutions = sites.iter().filter(|site| site.kind == Kind::Conv);
+    let members = members.iter().filter(|member| member.rounding != Rounding::Kept);
+    convolutions
+        .map(|site| site.result(index).1)
+        .chain(members.flat_map(|member| member.outputs(index)))
+        .collect()
 }
 
 /// Quantizes every site whose tensors have a usable range, weights to the nearest step.
@@ -53,11 +75,11 @@ pub fn apply_recovering(
     let mut report = Report::new(NAME);
     let patch = {
         let index = Index::new(&model.graph);
-        let mut sites = sites(&index, &mut report);
-        let floors: BTreeMap<&str, f32> = sites
-            .iter()
-            .filter_map(|site| fused_output(&index, site))
-            .map(|(_, output)| (output, saturation::floor(&index, output)))
+        let mut sites = chosen(&index, &mut report);
+        let mut members = region::candidates(&index, &sites);
+        let floors: BTreeMap<&str, f32> = ranged(&index, &sites, &members)
+            .into_iter()
+            .map(|output| (output, saturation::floor(&index, output)))
             .collect();
         let answers: BTreeSet<&str> = index.graph.outputs.iter().map(|output| output.name.as_str()).collect();
         let peaks: BTreeSet<&str> = floors
@@ -79,7 +101,7 @@ pub fn apply_recovering(
         };
         sites.retain(|site| {
             let narrow = std::iter::once(site.input())
-                .chain(fused_output(&index, site).map(|(_, output)| output))
+                .chain((site.kind == Kind::Conv).then(|| site.result(&index).1))
                 .find(|name| affine(name).is_none());
             if let Some(name) = narrow {
                 report.leave(
@@ -89,15 +111,30 @@ pub fn apply_recovering(
             }
             narrow.is_none()
         });
+        members.retain(|member| {
+            let own = member.outputs(&index).filter(|_| member.rounding != Rounding::Kept);
+            member.inputs().chain(own).all(|name| affine(name).is_some())
+        });
+        let members = region::grow(&index, &sites, members, |member| {
+            report.leave(
+                member.node,
+                "with integers, more values around it would have to be converted",
+            );
+        });
         let layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
         let mut rewrite = Rewrite {
             index,
             settings,
             layout,
             activations: HashMap::new(),
+            written: HashSet::new(),
             recovering,
         };
-        rewrite.outputs(&sites, &affine)?;
+        rewrite.outputs(&sites, &members, &affine)?;
+        for member in &members {
+            rewrite.member(member, &affine)?;
+            report.changed += 1;
+        }
         for site in &sites {
             let rank = observed.get(site.input()).and_then(|observed| observed.rank);
             if site.kind == Kind::Conv || settings.activations == Activations::Int8 {
@@ -130,27 +167,47 @@ struct Rewrite<'g, 'r, 's> {
     layout: Layout,
     /// Value of the float graph to its quantized form.
     activations: HashMap<String, Activation>,
+    /// Values whose quantized form is the output of a node.
+    written: HashSet<String>,
     recovering: &'r mut Recovering<'s>,
 }
 
 type Affines<'a> = &'a dyn Fn(&str) -> Option<Affine>;
 
-impl Rewrite<'_, '_, '_> {
-    /// Names the quantized form of every convolution's output before any site reads it.
-    fn outputs(&mut self, sites: &[Site<'_>], affine: Affines<'_>) -> Result<(), Error> {
-        for site in sites {
-            let Some((position, output)) = fused_output(&self.index, site) else {
-                continue;
-            };
-            let output = output.to_owned();
-            self.name_activation(&output, affine)?;
-            if position != site.position {
-                let mut node = self.index.graph.nodes[position].clone();
-                let nodes = self.requantize(&mut node, &output);
-                self.layout.patch.replace(position, [vec![node], nodes].concat());
+impl<'g> Rewrite<'g, '_, '_> {
+    /// Names the quantized form of everything that integer kernels make, before anything reads it.
+    fn outputs(&mut self, sites: &[Site<'g>], members: &[Member<'g>], affine: Affines<'_>) -> Result<(), Error> {
+        let activation = |position: usize, own: usize| Some(position).filter(|position| *position != own);
+        for site in sites.iter().filter(|site| site.kind == Kind::Conv) {
+            let (position, output) = site.result(&self.index);
+            self.name_activation(output, affine)?;
+            self.written.insert(output.to_owned());
+            self.activation(activation(position, site.position));
+        }
+        for member in members {
+            for output in member.outputs(&self.index) {
+                match member.inputs().next().filter(|_| member.rounding == Rounding::Kept) {
+                    None => drop(self.name_activation(output, affine)?),
+                    Some(input) => {
+                        let mut kept = self.name_activation(input, affine)?;
+                        kept.packed.values = self.layout.names.fresh(output, "/q");
+                        self.activations.insert(output.to_owned(), kept);
+                    }
+                }
+                self.written.insert(output.to_owned());
             }
+            self.activation(member.activation);
         }
         Ok(())
+    }
+
+    /// Lets the activation of a site or member make its quantized output.
+    fn activation(&mut self, position: Option<usize>) {
+        if let Some(position) = position {
+            let mut node = self.index.graph.nodes[position].clone();
+            let nodes = self.requantize(&mut node);
+            self.layout.patch.replace(position, [vec![node], nodes].concat());
+        }
     }
 
     fn name_activation(&mut self, value: &str, affine: Affines<'_>) -> Result<Activation, Error> {
@@ -175,34 +232,76 @@ impl Rewrite<'_, '_, '_> {
         Ok(activation)
     }
 
-    /// Lets `node` compute a float of another name, from which Q and DQ make the quantized and the old value.
-    fn requantize(&mut self, node: &mut Node, output: &str) -> Vec<Node> {
-        let float = self.layout.names.fresh(output, "/float");
-        node.outputs[0].clone_from(&float);
-        let packed = self.activations[output].packed.clone();
-        vec![
-            layout::quantize(&float, &packed.scale, &packed.zero_point, &packed.values),
-            layout::dequantize(&packed, 0, Granularity::PerTensor, output),
-        ]
+    /// Lets `node` compute floats of other names, from which Q and DQ make the quantized and the old values.
+    fn requantize(&mut self, node: &mut Node) -> Vec<Node> {
+        let mut nodes = Vec::new();
+        for output in node.outputs.iter_mut().filter(|name| !name.is_empty()) {
+            let float = self.layout.names.fresh(output, "/float");
+            let packed = self.activations[output.as_str()].packed.clone();
+            nodes.push(layout::quantize(
+                &float,
+                &packed.scale,
+                &packed.zero_point,
+                &packed.values,
+            ));
+            nodes.push(layout::dequantize(&packed, 0, Granularity::PerTensor, output));
+            *output = float;
+        }
+        nodes
     }
 
-    /// The quantized form of a site's input, made here unless a convolution makes it.
-    fn input(&mut self, site: &Site<'_>, affine: Affines<'_>) -> Result<Activation, Error> {
-        let input = site.input().to_owned();
-        let first = !self.activations.contains_key(&input);
-        let activation = self.name_activation(&input, affine)?;
-        if first {
+    /// The quantized form of a value that is read, made here unless an integer kernel makes it.
+    fn input(&mut self, input: &str, affine: Affines<'_>) -> Result<Activation, Error> {
+        let activation = self.name_activation(input, affine)?;
+        if self.written.insert(input.to_owned()) {
             let packed = &activation.packed;
-            let node = layout::quantize(&input, &packed.scale, &packed.zero_point, &packed.values);
-            let after = self.index.producer(&input).map_or(0, |(position, _)| position + 1);
+            let node = layout::quantize(input, &packed.scale, &packed.zero_point, &packed.values);
+            let after = self.index.producer(input).map_or(0, |(position, _)| position + 1);
             self.layout.patch.insert_before(after, [node]);
         }
         Ok(activation)
     }
 
+    /// An operator between integer kernels, which ONNX Runtime fuses with the nodes around it or which takes bytes itself.
+    fn member(&mut self, member: &Member<'g>, affine: Affines<'_>) -> Result<(), Error> {
+        let mut node = member.node.clone();
+        let mut nodes = Vec::new();
+        for (slot, input) in member.inputs().enumerate() {
+            let packed = self.input(input, affine)?.packed;
+            if node.is("Pad") {
+                node.inputs[0] = packed.values;
+                if node.inputs.len() > 2 || node.attribute("mode").is_none() {
+                    node.inputs.resize(node.inputs.len().max(3), String::new());
+                    node.inputs[2] = packed.zero_point;
+                }
+                continue;
+            }
+            node.inputs[slot] = self.layout.names.fresh(node.output(), "/x");
+            nodes.push(layout::dequantize(
+                &packed,
+                0,
+                Granularity::PerTensor,
+                &node.inputs[slot],
+            ));
+        }
+        let behind = if node.is("Pad") {
+            let packed = self.activations[node.output()].packed.clone();
+            let float = std::mem::replace(&mut node.outputs[0], packed.values.clone());
+            vec![layout::dequantize(&packed, 0, Granularity::PerTensor, &float)]
+        } else if member.activation.is_none() {
+            self.requantize(&mut node)
+        } else {
+            Vec::new()
+        };
+        nodes.push(node);
+        nodes.extend(behind);
+        self.layout.patch.replace(member.position, nodes);
+        Ok(())
+    }
+
     /// A matrix product as one integer operator with its bias; `rank` is that of its input, if it never varies.
     fn product(&mut self, site: &Site<'_>, rank: Option<usize>, affine: Affines<'_>) -> Result<(), Error> {
-        let activation = self.input(site, affine)?;
+        let activation = self.input(site.input(), affine)?;
         let granularity = self.settings.granularity;
         let product = Product::new(&mut self.layout, &self.index, site, granularity, rank, self.recovering)?;
         self.layout
@@ -213,7 +312,7 @@ impl Rewrite<'_, '_, '_> {
 
     /// A float operator between Dequantize nodes, which ONNX Runtime fuses. `matrix`: the input has two dimensions.
     fn between(&mut self, site: &Site<'_>, matrix: bool, affine: Affines<'_>) -> Result<(), Error> {
-        let activation = self.input(site, affine)?;
+        let activation = self.input(site.input(), affine)?;
         let output = site.node.output().to_owned();
         let mut nodes = Vec::new();
         let mut node = site.node.clone();
@@ -225,17 +324,22 @@ impl Rewrite<'_, '_, '_> {
             self.layout.patch.remove(position);
             bias = Some(vector);
         }
+        let wide = match site.kind {
+            Kind::Conv => convolution::widened(site)?,
+            _ => None,
+        };
+        let mut packed = activation.packed;
+        if let Some(wide) = &wide {
+            let (pad, values) = convolution::widen(&mut self.layout, &packed, site.weights, wide)?;
+            nodes.push(pad);
+            packed.values = values;
+        }
         node.inputs[0] = self.layout.names.fresh(&output, "/x");
-        nodes.push(layout::dequantize(
-            &activation.packed,
-            0,
-            Granularity::PerTensor,
-            &node.inputs[0],
-        ));
-        self.weights_and_bias(site, bias, activation.scale, &mut node, &mut nodes)?;
-        let own_output = fused_output(&self.index, site).is_some_and(|(position, _)| position == site.position);
-        let behind = if own_output {
-            self.requantize(&mut node, &output)
+        nodes.push(layout::dequantize(&packed, 0, Granularity::PerTensor, &node.inputs[0]));
+        let weights = wide.as_ref().unwrap_or(site.weights);
+        self.weights_and_bias(site, weights, bias, activation.scale, &mut node, &mut nodes)?;
+        let behind = if site.kind == Kind::Conv && site.activation.is_none() {
+            self.requantize(&mut node)
         } else {
             Vec::new()
         };
@@ -248,6 +352,7 @@ impl Rewrite<'_, '_, '_> {
     fn weights_and_bias(
         &mut self,
         site: &Site<'_>,
+        weights: &Tensor,
         bias_tensor: Option<&Tensor>,
         input_scale: f32,
         node: &mut Node,
@@ -260,9 +365,9 @@ impl Rewrite<'_, '_, '_> {
                 .as_ref()
                 .map_or(0.0, |bias| weights::least_scale(bias[channel], input_scale))
         };
-        let (quantized, correction) = self.recovering.weights(site, site.weights, axis, granularity, least)?;
+        let (quantized, correction) = self.recovering.weights(site, weights, axis, granularity, least)?;
         let scales = quantized.scales.clone();
-        let packed = self.layout.weights(site.weights, axis, quantized)?;
+        let packed = self.layout.weights(weights, axis, quantized)?;
         node.inputs[1] = self.layout.names.fresh(site.node.output(), "/w");
         nodes.push(layout::dequantize(&packed, axis, granularity, &node.inputs[1]));
         let Some(bias) = recovery::corrected(bias_tensor, correction)? else {

@@ -3,7 +3,7 @@
 //! One scale a column, which costs a sentence encoder 0.00002 of its cosine where one scale for the table costs 0.0011. Every other
 //! node that reads the table keeps the floats, so that a table with two readers is left.
 
-use super::{Error, Granularity, Report, layout, layout::Layout, weights};
+use super::{Error, Granularity, Report, choice, layout, layout::Layout, weights};
 use crate::onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown};
 
 const NAME: &str = "quantize-tables";
@@ -24,6 +24,10 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
             .filter(|(_, node)| node.is("Gather"))
         {
             let Some(table) = table(&index, node) else { continue };
+            if node.pinned {
+                report.leave(node, choice::PINNED);
+                continue;
+            }
             if table.len() < SMALLEST {
                 report.leave(node, "its table is too small to pay for scaling back");
                 continue;

@@ -2,7 +2,7 @@
 //!
 //! A site is a Conv, `MatMul` or Gemm with constant 32-bit float weights. Everything else stays float.
 
-use super::Report;
+use super::{Report, choice};
 use crate::onnx::{ElementType, Index, Model, Node, Tensor};
 use std::collections::BTreeSet;
 
@@ -44,7 +44,7 @@ pub(super) enum Kind {
     },
 }
 
-impl Site<'_> {
+impl<'g> Site<'g> {
     /// The dimension of the weights that counts output channels.
     pub(super) fn channel_axis(&self) -> usize {
         match self.kind {
@@ -54,8 +54,14 @@ impl Site<'_> {
     }
 
     /// The activation that the site reads.
-    pub(super) fn input(&self) -> &str {
+    pub(super) fn input(&self) -> &'g str {
         self.node.input(0).unwrap_or("")
+    }
+
+    /// Position of the last node of the site, and the value that it makes, behind its activation.
+    pub(super) fn result(&self, index: &Index<'g>) -> (usize, &'g str) {
+        let position = self.activation.unwrap_or(self.position);
+        (position, index.graph.nodes[position].output())
     }
 }
 
@@ -67,6 +73,10 @@ pub(super) fn sites<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>>
             .iter()
             .any(|op_type| node.is(op_type))
         {
+            continue;
+        }
+        if node.pinned {
+            report.leave(node, choice::PINNED);
             continue;
         }
         match site(index, position, node) {

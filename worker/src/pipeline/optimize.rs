@@ -142,9 +142,8 @@ fn failure(error: &optimize::Error) -> Failure {
     match error {
         E::Model(error) => model_failure("baseline", error),
         E::Pass(passes::Error::NoEffect { .. }) => refused(reasons::NO_EFFECT, message),
-        E::Pass(passes::Error::Setting { .. }) | E::Calibration(calibrate::Error::Percentile(_)) => {
-            refused(reasons::PLAN_INVALID, message)
-        }
+        E::Pass(passes::Error::Setting { .. } | passes::Error::Pattern { .. })
+        | E::Calibration(calibrate::Error::Percentile(_)) => refused(reasons::PLAN_INVALID, message),
         E::Pass(passes::Error::NotFinite { .. }) | E::Calibration(calibrate::Error::NotFloat { .. }) => {
             refused(reasons::MODEL_INVALID, message)
         }

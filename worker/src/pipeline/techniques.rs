@@ -7,7 +7,7 @@ use assayer_crds::units;
 use crate::calibrate::Method;
 use crate::failure::{Result, bug, refused};
 use crate::optimize::Stage;
-use crate::passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Raise, Recovery, Smoothing};
+use crate::passes::{Activations, Bits, Blocks, Choice, Granularity, Mode, Quantize, Raise, Recovery, Smoothing};
 
 /// Weights that share a scale where the plan does not say: the most accurate of the sizes that cost less than a bit a weight.
 const DEFAULT_BLOCK: u32 = 32;
@@ -23,6 +23,11 @@ pub(super) fn of(plan: &MakePlan) -> Result<Vec<Stage>> {
     let mut made = Vec::new();
     for (position, stage) in plan.stages.iter().enumerate() {
         if let Some(settings) = &stage.quantize {
+            let choice = Choice {
+                only: settings.only.clone(),
+                except: settings.except.clone(),
+            };
+            made.extend(Some(choice).filter(|choice| !choice.is_empty()).map(Stage::Choose));
             made.push(quantize(settings)?);
         }
         match &stage.recover {
@@ -157,6 +162,8 @@ mod tests {
             granularity: stages::Granularity::PerTensor,
             block: None,
             calibration,
+            only: Vec::new(),
+            except: Vec::new(),
         }
     }
 

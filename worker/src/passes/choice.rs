@@ -1,0 +1,167 @@
+//! Which nodes a stage may change, where the user says so by name or operator type. What is not chosen is pinned; passes leave that.
+//!
+//! Decides nothing by itself: without patterns every node is free.
+
+use super::{Error, Report};
+use crate::onnx::{Graph, Model, Node, shown};
+use std::collections::BTreeSet;
+
+const NAME: &str = "choose-nodes";
+/// Why a pass left a node that is pinned.
+pub(super) const PINNED: &str = "quantize.only or quantize.except leaves it out";
+/// Operator types that an error lists.
+const MOST_TYPES: usize = 32;
+
+/// Patterns for nodes: a name, the name of a first output, or an operator type; `*` stands for any characters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Nodes that may change; all where there is none.
+    pub only: Vec<String>,
+    /// Nodes that may not, of those.
+    pub except: Vec<String>,
+}
+
+impl Choice {
+    /// Whether every node is free.
+    pub fn is_empty(&self) -> bool {
+        self.only.is_empty() && self.except.is_empty()
+    }
+
+    /// Pins every node that is not chosen, those of bodies included, and counts them. A pattern that matches no node is an error.
+    pub fn pin(&self, model: &mut Model) -> Result<Report, Error> {
+        for (field, patterns) in [("only", &self.only), ("except", &self.except)] {
+            for pattern in patterns {
+                let mut found = false;
+                each_node(&mut model.graph, &mut |node| found |= matches(pattern, node));
+                if !found {
+                    return Err(unmatched(field, pattern, model));
+                }
+            }
+        }
+        let mut report = Report::new(NAME);
+        each_node(&mut model.graph, &mut |node| {
+            let named = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, node));
+            let free = (self.only.is_empty() || named(&self.only)) && !named(&self.except);
+            node.pinned = !free;
+            report.changed += usize::from(!free);
+        });
+        Ok(report)
+    }
+}
+
+/// Frees all nodes, once the stage that the choice was for is done.
+pub fn unpin(model: &mut Model) {
+    each_node(&mut model.graph, &mut |node| node.pinned = false);
+}
+
+fn each_node(graph: &mut Graph, visit: &mut dyn FnMut(&mut Node)) {
+    for node in &mut graph.nodes {
+        visit(node);
+        node.bodies_mut().for_each(|body| each_node(body, visit));
+    }
+}
+
+fn unmatched(field: &'static str, pattern: &str, model: &mut Model) -> Error {
+    let mut types = BTreeSet::new();
+    each_node(&mut model.graph, &mut |node| {
+        types.insert(node.op_type.clone());
+    });
+    let types: Vec<String> = types.into_iter().take(MOST_TYPES).collect();
+    Error::Pattern {
+        field,
+        pattern: shown(pattern),
+        types: shown(&types.join(", ")),
+    }
+}
+
+fn matches(pattern: &str, node: &Node) -> bool {
+    [node.name.as_str(), node.output(), &node.op_type]
+        .iter()
+        .any(|text| !text.is_empty() && glob(pattern, text))
+}
+
+/// Whether `pattern` describes all of `text`: its parts between `*` follow each other, the first at the start and the last at the end.
+fn glob(pattern: &str, text: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else {
+        return pattern == text;
+    };
+    let Some(mut text) = text.strip_prefix(first) else {
+        return false;
+    };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    for part in middle.split('*') {
+        match text.find(part) {
+            Some(at) => text = &text[at + part.len()..],
+            None => return false,
+        }
+    }
+    text.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Build;
+
+    #[test]
+    fn stars_stand_for_any_characters() {
+        for (pattern, text, expected) in [
+            ("Conv", "Conv", true),
+            ("Conv", "ConvTranspose", false),
+            ("Conv*", "ConvTranspose", true),
+            ("*", "anything", true),
+            ("/layer.*/conv*/Conv", "/layer.3/conv1/Conv", true),
+            ("/layer.*/conv*/Conv", "/layer.3/conv1/Relu", false),
+            ("a*a", "a", false),
+            ("*ab*ab", "abab", true),
+            ("*ab*ab", "ab", false),
+            ("a**b", "ab", true),
+        ] {
+            assert_eq!(glob(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    fn model() -> Model {
+        let mut b = Build::opset(17);
+        let x = b.input("x", &[2, 2]);
+        let relu = b.node("Relu", &[&x]);
+        let tanh = b.node("Tanh", &[&relu]);
+        b.finish(&[&tanh])
+    }
+
+    fn pinned(only: &[&str], except: &[&str]) -> Result<Vec<bool>, String> {
+        let texts = |patterns: &[&str]| patterns.iter().map(|text| (*text).to_owned()).collect();
+        let choice = Choice {
+            only: texts(only),
+            except: texts(except),
+        };
+        let mut model = model();
+        choice.pin(&mut model).map_err(|error| error.to_string())?;
+        let pinned = model.graph.nodes.iter().map(|node| node.pinned).collect();
+        unpin(&mut model);
+        assert!(model.graph.nodes.iter().all(|node| !node.pinned));
+        Ok(pinned)
+    }
+
+    #[test]
+    fn what_is_not_chosen_is_pinned() {
+        assert_eq!(pinned(&[], &[]).unwrap(), [false, false]);
+        assert_eq!(pinned(&["Relu"], &[]).unwrap(), [false, true]);
+        assert_eq!(pinned(&[], &["tanh*"]).unwrap(), [false, true]);
+        assert_eq!(pinned(&["*"], &["Relu"]).unwrap(), [true, false]);
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_is_named() {
+        for (only, except, field) in [
+            (&["Gemm"][..], &[][..], "quantize.only"),
+            (&[], &["Gemm"], "quantize.except"),
+        ] {
+            let text = pinned(only, except).unwrap_err();
+            assert!(
+                text.contains(field) && text.contains("Gemm") && text.contains("Relu, Tanh"),
+                "{text}"
+            );
+        }
+    }
+}
