@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     calibrate::Method,
     onnx::ElementType,
-    passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Recovery},
+    passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Raise, Recovery},
     testing,
 };
 
@@ -292,4 +292,57 @@ fn settings_that_make_no_sense_and_missing_data_are_refused() {
         0,
         "a refused request leaves nothing behind"
     );
+}
+
+#[test]
+fn precision_is_raised_until_the_goal_is_reached_and_the_best_is_kept_when_it_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut b = testing::Build::opset(17);
+    let mut x = b.input("x", &[-1, 64]);
+    for _ in 0..4 {
+        let w = b.weights(&[64, 64]);
+        let product = b.node("MatMul", &[&x, &w]);
+        x = b.node("Tanh", &[&product]);
+    }
+    let (model, output) = (folder.path().join("model.onnx"), folder.path().join("candidate.onnx"));
+    onnx::write(&b.finish(&[&x]), &model).unwrap();
+    let raised = |goal| {
+        let settings = Blocks {
+            bits: Bits::Four,
+            size: 32,
+            recovery: Recovery {
+                raise: Some(Raise { share: 0.8, goal }),
+                ..Recovery::default()
+            },
+        };
+        let request = Request {
+            model: &model,
+            output: &output,
+            stages: &[Stage::QuantizeBlocks(settings)],
+            threads: 1,
+            limits: Limits::default(),
+        };
+        let batch = |seed| Ok(vec![Tensor::floats("x", &[4, 64], &testing::noise(seed, 256)).unwrap()]);
+        let report = optimize(
+            &testing::runtime(),
+            &request,
+            &|| Box::new((0..4).map(batch)),
+            &mut |_| {},
+        )
+        .unwrap();
+        let pass = report
+            .passes
+            .iter()
+            .find(|pass| pass.name == "raise-precision")
+            .unwrap();
+        (pass.changed, pass.note.clone())
+    };
+    assert_eq!(raised(None), (3, String::new()));
+    let (count, note) = raised(Some(0.5));
+    assert!(
+        count == 0 && note.contains("0 of at most 3") && note.contains("reaches the goal of 0.5"),
+        "{note}"
+    );
+    let (count, note) = raised(Some(0.999_999));
+    assert!(count == 3 && note.contains("misses the goal of 0.999999"), "{note}");
 }

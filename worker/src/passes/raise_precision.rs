@@ -224,3 +224,56 @@ fn turned(site: &Site<'_>) -> Vec<f32> {
     let places = (0..columns).flat_map(|column| (0..rows).map(move |row| row * columns + column));
     places.map(|at| floats[at]).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        passes::{Raise, Recovery},
+        testing::{Build, noise},
+    };
+    use std::collections::BTreeMap;
+
+    /// Two products of equal size; the input of the second has one channel that is far larger than the others.
+    fn products() -> (Model, BTreeMap<String, Gram>) {
+        let mut b = Build::opset(17);
+        let (x, y) = (b.input("x", &[8, 64]), b.input("y", &[8, 64]));
+        let (v, w) = (b.weights(&[64, 32]), b.weights(&[64, 32]));
+        let outputs = [b.node("MatMul", &[&x, &v]), b.node("MatMul", &[&y, &w])];
+        let seen = |outlier: f32| {
+            let mut rows = noise(5, 8 * 64);
+            rows.iter_mut().step_by(64).for_each(|value| *value *= outlier);
+            let mut gram = Gram::new(64);
+            gram.add(&rows);
+            gram.finish();
+            gram
+        };
+        let grams = BTreeMap::from([(x, seen(1.0)), (y, seen(100.0))]);
+        (b.finish(&[&outputs[0], &outputs[1]]), grams)
+    }
+
+    #[test]
+    fn the_worst_is_raised_and_the_other_does_not_fit() {
+        let (float, grams) = products();
+        let otherwise = Otherwise::Integers(Granularity::PerChannel);
+        let recovery = Recovery {
+            raise: Some(Raise { share: 0.5, goal: None }),
+            ..Recovery::default()
+        };
+        let mut recovering = Recovering::new(recovery, &grams);
+        let worst = Worst::of(&float, 0.5, otherwise, &recovering).unwrap();
+        assert_eq!(worst.count(), 1);
+        for count in [0, 1, 9] {
+            let mut model = float.clone();
+            let report = worst.raise(&mut model, count, otherwise, &mut recovering).unwrap();
+            assert_eq!((report.changed, report.raised.len()), (count.min(1), count.min(1)));
+            let kinds: Vec<&str> = model.graph.nodes.iter().map(|node| node.op_type.as_str()).collect();
+            assert_eq!(kinds, ["MatMul", ["MatMul", "MatMulNBits"][count.min(1)]], "{count}");
+            assert!(report.left[0].why.contains("the share is used up"), "{:?}", report.left);
+        }
+        let error = Worst::of(&float, 0.3, otherwise, &recovering).unwrap_err().to_string();
+        assert!(error.contains("raise-precision changed nothing"), "{error}");
+        let error = Worst::of(&float, 1.5, otherwise, &recovering).unwrap_err().to_string();
+        assert!(error.contains("share 1.5"), "{error}");
+    }
+}
