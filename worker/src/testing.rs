@@ -110,6 +110,13 @@ impl Build {
         self.model.graph.nodes.push(node);
     }
 
+    /// The graph as the body of a control-flow node, which may read values of the graph around it.
+    pub(crate) fn body(self, outputs: &[&str]) -> Graph {
+        let mut graph = self.model.graph;
+        graph.outputs = outputs.iter().map(|name| ValueInfo::untyped(name)).collect();
+        graph
+    }
+
     pub(crate) fn finish(mut self, outputs: &[&str]) -> Model {
         self.model.graph.outputs = outputs.iter().map(|name| ValueInfo::untyped(name)).collect();
         onnx::check(&self.model, &Limits::default()).unwrap();

@@ -59,6 +59,7 @@ fn attributes_become_inputs() {
     single("Squeeze", &[]);
     single("ReduceSum", &[("axes", A::Ints(vec![1, 2])), ("keepdims", A::Int(0))]);
     single("ReduceSum", &[]);
+    single("ReduceSum", &[("axes", A::Ints(vec![-1]))]);
     single("Dropout", &[("ratio", A::Float(0.5))]);
     let (mut b, x, inputs) = image();
     b.push(
@@ -73,6 +74,21 @@ fn attributes_become_inputs() {
 #[test]
 fn softmax_keeps_its_flattened_rows() {
     for op_type in ["Softmax", "LogSoftmax", "Hardmax"] {
+        for axis in [-4, -2, -1] {
+            let mut b = Build::opset(11);
+            let x = b.input("x", &[-1, 3, 4, 4]);
+            // Nothing says of what rank this is.
+            let shape = b.typed_input("shape", onnx::ElementType::Int64, &[-1]);
+            let x = b.node("Reshape", &[&x, &shape]);
+            let y = b.node_with(op_type, &[&x], &[("axis", A::Int(axis))]);
+            let (_, _, mut inputs) = image();
+            inputs.push(Tensor::int64s("shape", &[5], &[1, 3, 2, 2, 4]).unwrap());
+            check_same(&b.finish(&[&y]), &inputs);
+        }
+        let mut b = Build::opset(11);
+        let x = b.input("x", &[2, -1, 3]);
+        let y = b.node_with(op_type, &[&x], &[("axis", A::Int(2))]);
+        check_same(&b.finish(&[&y]), &[Tensor::floats("x", &[2, 0, 3], &[]).unwrap()]);
         for axis in [0, 1, 2, 3] {
             single(op_type, &[("axis", A::Int(axis))]);
         }
@@ -83,10 +99,198 @@ fn softmax_keeps_its_flattened_rows() {
 #[test]
 fn upsample_becomes_resize() {
     for mode in ["nearest", "linear"] {
-        let (mut b, x, inputs) = image();
-        let scales = b.floats(&[4], &[1.0, 1.0, 2.0, 2.0]);
-        let y = b.node_with("Upsample", &[&x, &scales], &[("mode", A::String(mode.into()))]);
+        for scales in [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 1.5, 2.5], [1.0, 1.0, 1.0, 1.7]] {
+            let (mut b, x, inputs) = image();
+            let scales = b.floats(&[4], &scales);
+            let y = b.node_with("Upsample", &[&x, &scales], &[("mode", A::String(mode.into()))]);
+            check_same(&b.finish(&[&y]), &inputs);
+        }
+    }
+    // Some exporters keep the attribute of operator set 7; ONNX Runtime only takes the input.
+    let (mut b, x, inputs) = image();
+    let attributes = [("scales", A::Floats(vec![1.0, 1.0, 2.0, 2.0]))];
+    let y = b.node_with("Upsample", &[&x], &attributes);
+    let mut attribute = b.finish(&[&y]);
+    onnx::upgrade(&mut attribute).unwrap();
+    let (mut b, x, _) = image();
+    let scales = b.floats(&[4], &[1.0, 1.0, 2.0, 2.0]);
+    let y = b.node("Upsample", &[&x, &scales]);
+    let outputs = testing::run(&b.finish(&[&y]), &inputs);
+    assert_eq!(testing::run(&attribute, &inputs)[0].data, outputs[0].data);
+}
+
+fn image_of(opset: i64) -> (Build, String, Vec<Tensor>) {
+    let mut b = Build::opset(opset);
+    let x = b.input("x", &[1, 3, 7, 9]);
+    let values = testing::noise(3, 189);
+    (b, x, vec![Tensor::floats("x", &[1, 3, 7, 9], &values).unwrap()])
+}
+
+#[test]
+fn resize_10_rounds_as_it_did() {
+    let sizes = [
+        [2.0, 2.0],
+        [1.5, 2.5],
+        [0.5, 0.25],
+        [0.6, 0.7],
+        [1.0 / 3.0, 1.0],
+        [2.0, 0.5],
+        [1.0, 1.7],
+    ];
+    for mode in ["nearest", "linear"] {
+        for [tall, wide] in sizes {
+            let (mut b, x, inputs) = image_of(10);
+            let scales = b.floats(&[4], &[1.0, 1.0, tall, wide]);
+            let y = b.node_with("Resize", &[&x, &scales], &[("mode", A::String(mode.into()))]);
+            check_same(&b.finish(&[&y]), &inputs);
+        }
+    }
+    let refused = |b: Build, y: &str| onnx::upgrade(&mut b.finish(&[y])).unwrap_err().to_string();
+    let (mut b, x, _) = image_of(10);
+    let scales = b.floats(&[4], &[1.0, 1.0, 1.7, 0.6]);
+    let y = b.node("Resize", &[&x, &scales]);
+    let error = refused(b, &y);
+    assert!(error.contains("Resize") && error.contains("one axis"), "{error}");
+    let (mut b, x, _) = image_of(10);
+    let scales = b.input("scales", &[4]);
+    let y = b.node("Resize", &[&x, &scales]);
+    let error = refused(b, &y);
+    assert!(error.contains("computed at run time"), "{error}");
+}
+
+#[test]
+fn resize_11_keeps_its_coordinates() {
+    for (mode, coordinates, nearest) in [
+        ("nearest", "half_pixel", "round_prefer_floor"),
+        ("nearest", "tf_half_pixel_for_nn", "floor"),
+        ("nearest", "align_corners", "ceil"),
+        ("linear", "pytorch_half_pixel", "floor"),
+        ("linear", "tf_crop_and_resize", "floor"),
+        ("cubic", "half_pixel", "floor"),
+    ] {
+        let (mut b, x, inputs) = image_of(11);
+        let roi = b.floats(&[8], &[0.0, 0.0, 0.1, 0.1, 1.0, 1.0, 0.9, 0.8]);
+        let scales = b.floats(&[4], &[1.0, 1.0, 1.7, 0.6]);
+        let attributes = [
+            ("mode", A::String(mode.into())),
+            ("coordinate_transformation_mode", A::String(coordinates.into())),
+            ("nearest_mode", A::String(nearest.into())),
+        ];
+        let y = b.node_with("Resize", &[&x, &roi, &scales], &attributes);
         check_same(&b.finish(&[&y]), &inputs);
+    }
+}
+
+#[test]
+fn bounds_take_the_width_of_their_data() {
+    // 0.25 and more, with both signs.
+    let halves: Vec<u8> = (0..48_u16)
+        .flat_map(|at| (0x3400 + 23 * at + 0x8000 * (at % 2)).to_le_bytes())
+        .collect();
+    let halves = Tensor::new("", onnx::ElementType::Float16, &[1, 3, 4, 4], halves).unwrap();
+    for (op_type, attributes) in [
+        ("Clip", vec![("min", A::Float(-0.375)), ("max", A::Float(0.5))]),
+        (
+            "Pad",
+            vec![
+                ("pads", A::Ints(vec![0, 0, 1, 2, 0, 0, 1, 0])),
+                ("value", A::Float(0.125)),
+            ],
+        ),
+    ] {
+        let (mut b, x, inputs) = image();
+        let short = b.node_with("Constant", &[], &[("value", A::Tensor(halves.clone()))]);
+        let y = b.node_with(op_type, &[&short], &attributes);
+        let y = b.node_with("Cast", &[&y], &[("to", A::Int(onnx::ElementType::Float.number()))]);
+        let z = b.node_with(op_type, &[&x], &attributes);
+        check_same(&b.finish(&[&y, &z]), &inputs);
+    }
+    let (mut b, x, _) = image();
+    let y = b.node_with("Clip", &[&x], &[("max", A::Float(0.5))]);
+    let odd = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -0.0];
+    let inputs = vec![Tensor::floats("x", &[1, 3, 4, 4], &odd.repeat(12)).unwrap()];
+    check_same(&b.finish(&[&y]), &inputs);
+}
+
+#[test]
+fn operators_that_only_change_their_number_stay() {
+    let pool = [("kernel_shape", A::Ints(vec![3, 3])), ("strides", A::Ints(vec![2, 2]))];
+    for padding in [
+        ("auto_pad", A::String("SAME_LOWER".into())),
+        ("pads", A::Ints(vec![1, 1, 0, 1])),
+    ] {
+        for op_type in ["MaxPool", "AveragePool", "LpPool"] {
+            single(op_type, &[pool.as_slice(), std::slice::from_ref(&padding)].concat());
+        }
+    }
+    for op_type in ["ArgMax", "ReduceL1", "ReduceMean", "ReduceLogSumExp"] {
+        let name = if op_type == "ArgMax" { "axis" } else { "axes" };
+        let axes = if op_type == "ArgMax" {
+            A::Int(2)
+        } else {
+            A::Ints(vec![1, 3])
+        };
+        single(op_type, &[(name, axes)]);
+    }
+    let (mut b, x, inputs) = image();
+    let kernel = b.weights(&[3, 2, 3, 3]);
+    let strides = [
+        ("strides", A::Ints(vec![2, 2])),
+        ("auto_pad", A::String("SAME_UPPER".into())),
+    ];
+    let wide = b.node_with("ConvTranspose", &[&x, &kernel], &strides);
+    let (indices, updates) = (b.ints(&[2, 0, 1]), b.weights(&[3]));
+    let flat = b.ints(&[-1]);
+    let rows = b.node("Reshape", &[&wide, &flat]);
+    let scattered = b.node("Scatter", &[&rows, &indices, &updates]);
+    let powers = b.scalar(3.0);
+    let cubes = b.node("Pow", &[&scattered, &powers]);
+    check_same(&b.finish(&[&cubes]), &inputs);
+
+    let mut b = Build::opset(11);
+    let x = b.input("x", &[1, 3, 4, 4]);
+    let axis = b.ints(&[2]);
+    let sum = b.node("CumSum", &[&x, &axis]);
+    check_same(&b.finish(&[&sum]), &inputs);
+}
+
+#[test]
+fn roi_align_keeps_its_half_pixel() {
+    let mut b = Build::opset(10);
+    let x = b.input("x", &[1, 3, 4, 4]);
+    let rois = b.floats(&[2, 4], &[0.0, 0.0, 3.0, 3.5, 0.5, 1.0, 2.0, 2.5]);
+    let batch = b.ints(&[0, 0]);
+    let attributes = [
+        ("output_height", A::Int(3)),
+        ("output_width", A::Int(2)),
+        ("sampling_ratio", A::Int(2)),
+    ];
+    let y = b.node_with("RoiAlign", &[&x, &rois, &batch], &attributes);
+    let (_, _, inputs) = image();
+    check_same(&b.finish(&[&y]), &inputs);
+}
+
+#[test]
+fn bodies_are_raised_too() {
+    let branch = |max: f32| {
+        let mut inner = Build::opset(9);
+        let clipped = inner.node_with("Clip", &["x"], &[("max", A::Float(max))]);
+        let y = inner.node_with("Softmax", &[&clipped], &[("axis", A::Int(2))]);
+        A::Graph(Box::new(inner.body(&[&y])))
+    };
+    let mut b = Build::opset(9);
+    b.input("x", &[1, 3, 4, 4]);
+    let choice = b.typed_input("choice", onnx::ElementType::Bool, &[]);
+    let y = b.node_with(
+        "If",
+        &[&choice],
+        &[("then_branch", branch(0.5)), ("else_branch", branch(-0.5))],
+    );
+    let model = b.finish(&[&y]);
+    for choice in [0, 1] {
+        let (_, _, mut inputs) = image();
+        inputs.push(Tensor::new("choice", onnx::ElementType::Bool, &[], vec![choice]).unwrap());
+        check_same(&model, &inputs);
     }
 }
 
@@ -119,6 +323,12 @@ fn what_cannot_be_raised_is_named() {
     let y = b.node("Neg", &[&x]);
     let error = onnx::upgrade(&mut b.finish(&[&y])).unwrap_err().to_string();
     assert!(error.contains("too old"), "{error}");
+
+    let mut b = Build::opset(9);
+    let x = b.input("x", &[1]);
+    b.push(onnx::Node::new("Dropout", &[&x], &["y", "mask"]));
+    let inputs = [Tensor::floats("x", &[1], &[0.5]).unwrap()];
+    check_same(&b.finish(&["y"]), &inputs);
 
     let mut b = Build::opset(9);
     let x = b.input("x", &[1]);
