@@ -176,6 +176,7 @@ pub fn optimize(
     }
 
     progress(Step::Verify);
+    onnx::settle(&mut model.graph);
     let written = onnx::write(&model, request.output)?;
     let nodes_after = model.graph.nodes.len();
     // Nothing of the baseline is needed any more, and the candidate may be as large.

@@ -1,5 +1,7 @@
 //! What tests share: small graphs written as expressions, reproducible numbers, and ONNX Runtime to compare with.
 
+pub(crate) mod graphs;
+
 use crate::{
     onnx::{self, AttributeValue, Dim, ElementType, Graph, Limits, Model, Node, Opset, Tensor, ValueInfo},
     session::{Optimize, Options, Runtime, Session},
@@ -67,6 +69,18 @@ impl Build {
         name
     }
 
+    /// Weights under a name that bodies can capture.
+    pub(crate) fn named(&mut self, name: &str, dims: &[usize]) {
+        let made = self.weights(dims);
+        let tensor = self
+            .model
+            .graph
+            .initializers
+            .iter_mut()
+            .find(|tensor| tensor.name == made);
+        name.clone_into(&mut tensor.unwrap().name);
+    }
+
     /// Weights that look random and are always the same.
     pub(crate) fn weights(&mut self, dims: &[usize]) -> String {
         let count = dims.iter().product();
@@ -84,6 +98,13 @@ impl Build {
             .graph
             .initializers
             .push(Tensor::int64s(&name, &[values.len()], values).unwrap());
+        name
+    }
+
+    pub(crate) fn int32s(&mut self, values: &[i32]) -> String {
+        let name = self.fresh("i");
+        let tensor = Tensor::int32s(&name, &[values.len()], values).unwrap();
+        self.model.graph.initializers.push(tensor);
         name
     }
 

@@ -1,7 +1,10 @@
 //! Who computes and who reads each value of a graph. Built once a pass, thrown away after its patch.
 
 use super::model::{Graph, Node, Tensor, visit_graphs};
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
+};
 
 /// Lookups over one graph.
 #[derive(Debug)]
@@ -10,9 +13,16 @@ pub struct Index<'g> {
     pub graph: &'g Graph,
     producers: HashMap<&'g str, usize>,
     consumers: HashMap<&'g str, Vec<Use>>,
-    initializers: HashMap<&'g str, &'g Tensor>,
+    scope: Rc<Scope<'g>>,
     outputs: HashSet<&'g str>,
+}
+
+/// What a graph brings along, and the graph around it. Values of inner graphs never hide those of outer ones.
+#[derive(Debug)]
+struct Scope<'g> {
+    initializers: HashMap<&'g str, &'g Tensor>,
     inputs: HashSet<&'g str>,
+    outer: Option<Rc<Scope<'g>>>,
 }
 
 /// One reading of a value.
@@ -25,19 +35,30 @@ pub struct Use {
 }
 
 impl<'g> Index<'g> {
-    /// Indexes `graph`. Values read by bodies of control flow count as read by the node that holds the body.
+    /// Indexes a main graph. Values read by bodies of control flow count as read by the node that holds the body.
     pub fn new(graph: &'g Graph) -> Self {
+        Self::within(graph, None)
+    }
+
+    /// Indexes a main graph and every body inside it, in the order of [`visit_graphs`]: the main graph first.
+    pub fn all(graph: &'g Graph) -> Vec<Self> {
+        let mut all = Vec::new();
+        collect(graph, None, &mut all);
+        all
+    }
+
+    fn within(graph: &'g Graph, outer: Option<Rc<Scope<'g>>>) -> Self {
+        let initializers = graph.initializers.iter();
         let mut index = Self {
             graph,
             producers: HashMap::new(),
             consumers: HashMap::new(),
-            initializers: graph
-                .initializers
-                .iter()
-                .map(|tensor| (tensor.name.as_str(), tensor))
-                .collect(),
+            scope: Rc::new(Scope {
+                initializers: initializers.map(|tensor| (tensor.name.as_str(), tensor)).collect(),
+                inputs: graph.inputs.iter().map(|input| input.name.as_str()).collect(),
+                outer,
+            }),
             outputs: graph.outputs.iter().map(|output| output.name.as_str()).collect(),
-            inputs: graph.inputs.iter().map(|input| input.name.as_str()).collect(),
         };
         for (position, node) in graph.nodes.iter().enumerate() {
             for output in node.outputs.iter().filter(|name| !name.is_empty()) {
@@ -78,13 +99,24 @@ impl<'g> Index<'g> {
         }
     }
 
-    /// The tensor behind a constant value: an initializer that no caller can override.
+    /// The tensor behind a constant value: an initializer, of this graph or one around it, that no caller can override.
     pub fn constant(&self, value: &str) -> Option<&'g Tensor> {
-        if self.inputs.contains(value) {
-            None
-        } else {
-            self.initializers.get(value).copied()
+        let mut scope = Some(&self.scope);
+        while let Some(here) = scope {
+            if here.inputs.contains(value) {
+                return None;
+            }
+            if let Some(tensor) = here.initializers.get(value) {
+                return Some(tensor);
+            }
+            scope = here.outer.as_ref();
         }
+        None
+    }
+
+    /// Whether the graph is a body of control flow: what its inputs will be, nobody outside declares.
+    pub fn in_body(&self) -> bool {
+        self.scope.outer.is_some()
     }
 
     /// Whether `value` leaves the graph.
@@ -94,7 +126,16 @@ impl<'g> Index<'g> {
 
     /// Whether `value` is an input of the graph.
     pub fn is_input(&self, value: &str) -> bool {
-        self.inputs.contains(value)
+        self.scope.inputs.contains(value)
+    }
+}
+
+fn collect<'g>(graph: &'g Graph, outer: Option<Rc<Scope<'g>>>, all: &mut Vec<Index<'g>>) {
+    let index = Index::within(graph, outer);
+    let scope = Rc::clone(&index.scope);
+    all.push(index);
+    for body in graph.nodes.iter().flat_map(Node::bodies) {
+        collect(body, Some(Rc::clone(&scope)), all);
     }
 }
 

@@ -39,8 +39,8 @@ pub use self::{
         Attribute, AttributeValue, Data, Dim, Function, Graph, Model, Node, Opset, Tensor, TensorType, ValueInfo,
         visit_graphs,
     },
-    normalize::{Normalized, normalize, prune, rename},
+    normalize::{Normalized, normalize, prune, rename, settle},
     opset::{TARGET_OPSET, Upgraded, upgrade},
-    patch::{Names, Patch, apply},
+    patch::{Names, Patch, apply, rewrite},
     shapes::{Shapes, Size, from_front, permutation},
 };

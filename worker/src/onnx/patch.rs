@@ -4,7 +4,9 @@
 
 use super::{
     error::Error,
-    model::{Graph, Node, Tensor, ValueInfo},
+    index::Index,
+    model::{Graph, Model, Node, Tensor, ValueInfo},
+    normalize::{prune, rename},
 };
 use std::collections::{BTreeMap, HashSet};
 
@@ -64,6 +66,38 @@ impl Patch {
     pub fn add_output(&mut self, value: &str) {
         self.outputs.push(value.to_owned());
     }
+}
+
+/// Lets `make` write a patch for the main graph and then for every body of control flow inside it, applies them all, and tidies up.
+/// Initializers that a patch adds for a body become the main graph's, where every body can read them. False where nothing changes.
+pub fn rewrite<E: From<Error>>(model: &mut Model, make: impl FnMut(&Index<'_>) -> Result<Patch, E>) -> Result<bool, E> {
+    let mut patches: Vec<Patch> = Index::all(&model.graph).iter().map(make).collect::<Result<_, E>>()?;
+    if patches.iter().all(Patch::is_empty) {
+        return Ok(false);
+    }
+    let added: Vec<Tensor> = patches
+        .iter_mut()
+        .flat_map(|patch| std::mem::take(&mut patch.tensors))
+        .collect();
+    let mut patches = patches.into_iter();
+    if let Some(mut main) = patches.next() {
+        main.tensors = added;
+        bodies(&mut model.graph, &mut patches)?;
+        apply(&mut model.graph, main)?;
+    }
+    prune(&mut model.graph);
+    rename(model);
+    Ok(true)
+}
+
+/// Applies the patches of all bodies inside `graph`, before positions in it change.
+fn bodies(graph: &mut Graph, patches: &mut impl Iterator<Item = Patch>) -> Result<(), Error> {
+    for body in graph.nodes.iter_mut().flat_map(Node::bodies_mut) {
+        let own = patches.next();
+        bodies(body, patches)?;
+        own.map_or(Ok(()), |patch| apply(body, patch))?;
+    }
+    Ok(())
 }
 
 /// Applies a patch. The graph is untouched where an error is returned.

@@ -4,7 +4,10 @@
 //! what inputs declare as fixed; never names of dimensions nor the types that exporters left at intermediate values, both
 //! of which are wrong in real files. Says nothing where it is not sure.
 
-use super::model::{Dim, Graph, Node, Tensor};
+use super::{
+    index::Index,
+    model::{Dim, Node},
+};
 use std::collections::HashMap;
 
 /// Most elements of an integer tensor that is followed by value.
@@ -28,35 +31,31 @@ use Size::{Known, Same};
 pub struct Shapes<'g> {
     of: HashMap<&'g str, Vec<Size>>,
     values: HashMap<&'g str, Vec<Size>>,
-    constants: HashMap<&'g str, &'g Tensor>,
     next: u32,
 }
 
 impl<'g> Shapes<'g> {
-    /// Follows the main graph once, in order.
-    pub fn new(graph: &'g Graph) -> Self {
+    /// Follows a graph once, in order. In a body of control flow, nothing is known of what comes from outside but constants.
+    pub fn new(index: &Index<'g>) -> Self {
+        let graph = index.graph;
         let mut shapes = Self::default();
-        let inputs: Vec<&str> = graph.inputs.iter().map(|input| input.name.as_str()).collect();
-        for tensor in graph
-            .initializers
-            .iter()
-            .filter(|tensor| !inputs.contains(&tensor.name.as_str()))
-        {
+        for name in graph.nodes.iter().flat_map(|node| &node.inputs) {
+            let Some(tensor) = index.constant(name).filter(|_| !shapes.of.contains_key(name.as_str())) else {
+                continue;
+            };
             let dims = tensor
                 .dims
                 .iter()
                 .map(|&dim| Known(i64::try_from(dim).unwrap_or(i64::MAX)));
-            shapes.of.insert(&tensor.name, dims.collect());
-            shapes.constants.insert(&tensor.name, tensor);
+            shapes.of.insert(name, dims.collect());
             if tensor.len() <= MOST_VALUES
                 && let Some(values) = tensor.to_ints()
             {
-                shapes
-                    .values
-                    .insert(&tensor.name, values.into_iter().map(Known).collect());
+                shapes.values.insert(name, values.into_iter().map(Known).collect());
             }
         }
-        for input in &graph.inputs {
+        // ONNX Runtime holds callers to what the main graph's inputs declare, and nobody to what a body's do.
+        for input in graph.inputs.iter().filter(|_| !index.in_body()) {
             let Some(dims) = input.tensor_type().and_then(|declared| declared.shape) else {
                 continue;
             };

@@ -24,7 +24,7 @@ const WHOLE: f32 = 12_582_912.0;
 const LANES: usize = 8;
 
 /// Bits of a weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Bits {
     /// Two weights a byte, the first in the lower half.
     Four,
@@ -77,7 +77,7 @@ pub(super) struct Blocked {
 }
 
 /// Where the values of a row lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Order {
     /// One after another.
     Rows,

@@ -8,22 +8,21 @@
 )]
 
 use super::{Error, Report};
-use crate::onnx::{Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename};
+use crate::onnx::{Index, Model, Names, Node, Patch, Tensor, rewrite};
 
 const NAME: &str = "fold-batch-norm";
 
 /// Folds every batch normalization that alone reads a convolution with constant weights.
 pub fn apply(model: &mut Model) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
-    let patch = {
-        let index = Index::new(&model.graph);
-        let mut names = Names::new(&model.graph);
+    let mut names = Names::new(&model.graph);
+    rewrite(model, |index| -> Result<Patch, Error> {
         let mut patch = Patch::new(NAME);
         for (position, node) in index.graph.nodes.iter().enumerate() {
             if !node.is("BatchNormalization") {
                 continue;
             }
-            match Fold::find(&index, node) {
+            match Fold::find(index, node) {
                 Ok(fold) => {
                     fold.write(node, position, &mut names, &mut patch)?;
                     report.changed += 1;
@@ -31,13 +30,8 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
                 Err(why) => report.leave(node, why),
             }
         }
-        patch
-    };
-    if report.changed > 0 {
-        apply_patch(&mut model.graph, patch)?;
-        prune(&mut model.graph);
-        rename(model);
-    }
+        Ok(patch)
+    })?;
     Ok(report)
 }
 

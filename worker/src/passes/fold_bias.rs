@@ -4,32 +4,27 @@
 //! is then free, and the integer kernel sees the value that the activation will see.
 
 use super::{Error, Report};
-use crate::onnx::{Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune};
+use crate::onnx::{Index, Model, Names, Node, Patch, Tensor, rewrite};
 
 const NAME: &str = "fold-bias";
 /// Operators between the convolution and the sum.
 const MOST_STEPS: usize = 8;
 
-/// Folds every such sum of the main graph.
+/// Folds every such sum.
 pub fn apply(model: &mut Model) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
-    let patch = {
-        let index = Index::new(&model.graph);
-        let mut names = Names::new(&model.graph);
+    let mut names = Names::new(&model.graph);
+    rewrite(model, |index| -> Result<Patch, Error> {
         let mut patch = Patch::new(NAME);
         for (position, node) in index.graph.nodes.iter().enumerate().filter(|(_, node)| node.is("Conv")) {
-            let Some(fold) = find(&index, position, node) else {
+            let Some(fold) = find(index, position, node) else {
                 continue;
             };
-            fold.write(&index, node, &mut names, &mut patch)?;
+            fold.write(index, node, &mut names, &mut patch)?;
             report.changed += 1;
         }
-        patch
-    };
-    if report.changed > 0 {
-        apply_patch(&mut model.graph, patch)?;
-        prune(&mut model.graph);
-    }
+        Ok(patch)
+    })?;
     Ok(report)
 }
 

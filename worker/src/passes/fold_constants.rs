@@ -4,7 +4,7 @@
 //! constants is left to ONNX Runtime, which folds it at load.
 
 use super::{Error, Report};
-use crate::onnx::{ElementType, Index, Model, Node, Patch, Tensor, apply as apply_patch, prune};
+use crate::onnx::{ElementType, Index, Model, Node, Patch, Tensor, rewrite};
 
 const NAME: &str = "fold-constants";
 /// Passes over the graph: each folds nodes whose inputs an earlier one folded.
@@ -14,27 +14,23 @@ const MOST_ROUNDS: usize = 16;
 pub fn apply(model: &mut Model) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
     for _ in 0..MOST_ROUNDS {
-        let mut patch = Patch::new(NAME);
-        let mut folded = 0;
-        {
-            let index = Index::new(&model.graph);
+        let folded = rewrite(model, |index| -> Result<Patch, Error> {
+            let mut patch = Patch::new(NAME);
             for (position, node) in index.graph.nodes.iter().enumerate() {
                 if index.is_output(node.output()) {
                     continue;
                 }
-                if let Some(tensor) = fold(&index, node) {
+                if let Some(tensor) = fold(index, node) {
                     patch.add_tensor(tensor?);
                     patch.remove(position);
-                    folded += 1;
+                    report.changed += 1;
                 }
             }
-        }
-        if folded == 0 {
+            Ok(patch)
+        })?;
+        if !folded {
             break;
         }
-        report.changed += folded;
-        apply_patch(&mut model.graph, patch)?;
-        prune(&mut model.graph);
     }
     Ok(report)
 }

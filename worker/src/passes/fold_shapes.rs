@@ -5,9 +5,7 @@
 //! input of the declared shape; a target with one open size becomes `-1`.
 
 use super::{Error, Report};
-use crate::onnx::{
-    Index, Model, Names, Node, Patch, Shapes, Size, Tensor, apply as apply_patch, permutation, prune, rename,
-};
+use crate::onnx::{Index, Model, Names, Node, Patch, Shapes, Size, Tensor, permutation, rewrite};
 
 const NAME: &str = "fold-shapes";
 /// Passes over the graph: one change may enable another.
@@ -16,25 +14,18 @@ const MOST_ROUNDS: usize = 8;
 /// Folds until nothing is left to fold.
 pub fn apply(model: &mut Model) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
+    let mut names = Names::new(&model.graph);
     for _ in 0..MOST_ROUNDS {
-        let (patch, changed) = round(model)?;
-        if changed == 0 {
+        if !rewrite(model, |index| round(index, &mut names, &mut report.changed))? {
             break;
         }
-        report.changed += changed;
-        apply_patch(&mut model.graph, patch)?;
-        prune(&mut model.graph);
     }
-    rename(model);
     Ok(report)
 }
 
-fn round(model: &Model) -> Result<(Patch, usize), Error> {
-    let index = Index::new(&model.graph);
-    let shapes = Shapes::new(&model.graph);
-    let mut names = Names::new(&model.graph);
+fn round(index: &Index<'_>, names: &mut Names, changed: &mut usize) -> Result<Patch, Error> {
+    let shapes = Shapes::new(index);
     let mut patch = Patch::new(NAME);
-    let mut changed = 0;
     // A node whose neighbour changed already waits for the next round.
     let mut touched = vec![false; index.graph.nodes.len()];
     for (position, node) in index.graph.nodes.iter().enumerate() {
@@ -42,16 +33,16 @@ fn round(model: &Model) -> Result<(Patch, usize), Error> {
             continue;
         }
         if let Some(kept) = unchanged(&shapes, node)
-            && bypass(&index, node, kept, &mut touched, &mut patch)
+            && bypass(index, node, kept, &mut touched, &mut patch)
         {
             patch.remove(position);
-            changed += 1;
-        } else if let Some(tensor) = constant(&index, &shapes, node)? {
+            *changed += 1;
+        } else if let Some(tensor) = constant(index, &shapes, node)? {
             patch.remove(position);
             patch.add_tensor(tensor);
-            changed += 1;
+            *changed += 1;
         } else if node.is("Reshape")
-            && let Some(target) = target(&index, &shapes, node)
+            && let Some(target) = target(index, &shapes, node)
         {
             let tensor = Tensor::int64s(&names.fresh(node.output(), "/shape"), &[target.len()], &target)?;
             let mut reshape = Node::new("Reshape", &[&node.inputs[0], &tensor.name], &[node.output()]);
@@ -59,10 +50,10 @@ fn round(model: &Model) -> Result<(Patch, usize), Error> {
             patch.replace(position, vec![reshape]);
             patch.add_tensor(tensor);
             touched[position] = true;
-            changed += 1;
+            *changed += 1;
         }
     }
-    Ok((patch, changed))
+    Ok(patch)
 }
 
 /// The input whose elements and shape the node's only output repeats.

@@ -8,7 +8,7 @@
 )]
 
 use super::{Error, Report};
-use crate::onnx::{Index, Model, Names, Node, Patch, Shapes, Tensor, apply as apply_patch, prune, rename};
+use crate::onnx::{Index, Model, Names, Node, Patch, Shapes, Tensor, rewrite};
 
 const NAME: &str = "fold-into-table";
 /// Most elements of a table: beyond that, few of its rows are ever read, and the work is better left to run time.
@@ -19,25 +19,18 @@ const MOST_ROUNDS: usize = 8;
 /// Folds until nothing is left to fold.
 pub fn apply(model: &mut Model) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
+    let mut names = Names::new(&model.graph);
     for _ in 0..MOST_ROUNDS {
-        let (patch, changed) = round(model)?;
-        if changed == 0 {
+        if !rewrite(model, |index| round(index, &mut names, &mut report.changed))? {
             break;
         }
-        report.changed += changed;
-        apply_patch(&mut model.graph, patch)?;
-        prune(&mut model.graph);
     }
-    rename(model);
     Ok(report)
 }
 
-fn round(model: &Model) -> Result<(Patch, usize), Error> {
-    let index = Index::new(&model.graph);
-    let shapes = Shapes::new(&model.graph);
-    let mut names = Names::new(&model.graph);
+fn round(index: &Index<'_>, names: &mut Names, changed: &mut usize) -> Result<Patch, Error> {
+    let shapes = Shapes::new(index);
     let mut patch = Patch::new(NAME);
-    let mut changed = 0;
     for (position, node) in index
         .graph
         .nodes
@@ -45,7 +38,7 @@ fn round(model: &Model) -> Result<(Patch, usize), Error> {
         .enumerate()
         .filter(|(_, node)| node.is("Gather"))
     {
-        let Some((next, dims, values)) = fold(&index, &shapes, node) else {
+        let Some((next, dims, values)) = fold(index, &shapes, node) else {
             continue;
         };
         let table = Tensor::floats(&names.fresh(node.output(), "/table"), &dims, &values)?;
@@ -55,9 +48,9 @@ fn round(model: &Model) -> Result<(Patch, usize), Error> {
         patch.replace(position, vec![gather]);
         patch.remove(next);
         patch.add_tensor(table);
-        changed += 1;
+        *changed += 1;
     }
-    Ok((patch, changed))
+    Ok(patch)
 }
 
 /// The node that alone reads the gathered rows, and the table as that node leaves it.

@@ -7,7 +7,7 @@ use super::{
     Error, Report,
     polynomial::{Evaluator, Polynomial},
 };
-use crate::onnx::{Index, Model, Node, Patch, apply as apply_patch, prune, rename};
+use crate::onnx::{Index, Model, Node, Patch, rewrite};
 use std::collections::BTreeSet;
 
 const NAME: &str = "fuse-gelu";
@@ -17,11 +17,10 @@ const TOLERANCE: f64 = 2e-3;
 /// Nodes between the function and either end of the formula.
 const REACH: usize = 12;
 
-/// Fuses every GELU of the main graph.
+/// Fuses every GELU.
 pub fn apply(model: &mut Model) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
-    let patch = {
-        let index = Index::new(&model.graph);
+    rewrite(model, |index| -> Result<Patch, Error> {
         let mut patch = Patch::new(NAME);
         for node in &index.graph.nodes {
             let (inner, fused) = if node.is("Tanh") {
@@ -32,7 +31,7 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
             } else {
                 continue;
             };
-            match find(&index, node, &inner) {
+            match find(index, node, &inner) {
                 Some((position, x)) => {
                     let output = index.graph.nodes[position].output();
                     patch.replace(position, vec![Node::new(fused, &[&x], &[output]).in_domain(DOMAIN)]);
@@ -41,13 +40,10 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
                 None => report.leave(node, "it is not part of a GELU"),
             }
         }
-        patch
-    };
+        Ok(patch)
+    })?;
     if report.changed > 0 {
-        apply_patch(&mut model.graph, patch)?;
         model.import(DOMAIN, 1);
-        prune(&mut model.graph);
-        rename(model);
     }
     Ok(report)
 }

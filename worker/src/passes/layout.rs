@@ -31,6 +31,11 @@ impl Layout {
         }
     }
 
+    /// The patch so far; the next one, for another graph, shares names and packed weights with it.
+    pub(super) fn take_patch(&mut self, label: &'static str) -> Patch {
+        std::mem::replace(&mut self.patch, Patch::new(label))
+    }
+
     pub(super) fn add(&mut self, tensor: Tensor) -> String {
         let name = tensor.name.clone();
         self.patch.add_tensor(tensor);

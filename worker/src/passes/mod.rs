@@ -21,6 +21,7 @@ mod polynomial;
 mod product;
 pub mod quantize_blocks;
 pub mod quantize_dynamic;
+mod quantize_lstm;
 pub mod quantize_static;
 pub mod quantize_tables;
 pub mod raise_precision;
@@ -240,6 +241,10 @@ pub fn simplify(model: &mut onnx::Model, limits: &onnx::Limits) -> Result<Vec<Re
     Ok(reports)
 }
 
+#[cfg(test)]
+mod body_tests;
+#[cfg(test)]
+mod property_tests;
 #[cfg(test)]
 mod region_tests;
 #[cfg(test)]

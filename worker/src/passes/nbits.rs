@@ -11,20 +11,25 @@ use super::{
     site::Site,
 };
 use crate::onnx::{AttributeValue, ElementType, Index, Names, Node, Patch, Tensor, shown};
+use std::collections::HashMap;
 
 /// Domain of ONNX Runtime's contributed operators.
 pub(super) const DOMAIN: &str = "com.microsoft";
 /// `accuracy_level` that lets ONNX Runtime compute with 8-bit integers.
 const INTEGERS: i64 = 4;
 
-/// Block-wise nodes under construction.
-pub(super) struct Rewrite<'g> {
-    pub(super) index: &'g Index<'g>,
-    pub(super) names: Names,
+/// Block-wise weights that were rounded to the nearest step, by what they are made of and their blocks; any graph may read them.
+pub(super) type Known = HashMap<(String, Order, Bits, usize), [String; 3]>;
+
+/// Block-wise nodes of one graph under construction.
+pub(super) struct Rewrite<'i, 'g> {
+    pub(super) index: &'i Index<'g>,
+    pub(super) names: &'i mut Names,
+    pub(super) known: &'i mut Known,
     pub(super) patch: Patch,
 }
 
-impl Rewrite<'_> {
+impl Rewrite<'_, '_> {
     /// Replaces the product `site`, and the sum behind it where one can be taken over.
     pub(super) fn product(
         &mut self,
@@ -42,18 +47,25 @@ impl Rewrite<'_> {
             &[columns * count],
             &[columns * bits.bytes(count)],
         ];
-        let factor = recovering.factor(site);
-        let blocked = quantize(site.weights, (columns, inner), order, bits, block, factor.as_deref())?;
-        let correction = recovering.correction(site, site.weights, axis, || {
-            let rows = blocks::unpack(&blocked, (columns, inner), bits, block);
-            match order {
-                Order::Rows => rows,
-                Order::Columns => (0..inner * columns)
-                    .map(|at| rows[at % columns * inner + at / columns])
-                    .collect(),
-            }
-        });
-        let [codes, scales, zero_points] = self.tensors(&site.weights.name, blocked, dims)?;
+        let ([codes, scales, zero_points], correction) = if recovering.calibrates(site) {
+            let factor = recovering.factor(site);
+            let blocked = quantize(site.weights, (columns, inner), order, bits, block, factor.as_deref())?;
+            let correction = recovering.correction(site, site.weights, axis, || {
+                let rows = blocks::unpack(&blocked, (columns, inner), bits, block);
+                match order {
+                    Order::Rows => rows,
+                    Order::Columns => (0..inner * columns)
+                        .map(|at| rows[at % columns * inner + at / columns])
+                        .collect(),
+                }
+            });
+            (self.tensors(&site.weights.name, blocked, dims)?, correction)
+        } else {
+            (
+                self.nearest(site.weights, (columns, inner), order, bits, block, dims)?,
+                None,
+            )
+        };
         let mut inputs = vec![site.input().to_owned(), codes, scales, zero_points];
         let mut output = site.node.output();
         let vector = match (site.bias, site.sum) {
@@ -82,8 +94,28 @@ impl Rewrite<'_> {
         Ok(())
     }
 
+    /// Weights rounded to the nearest step, once for all that read them; names as [`Self::tensors`] gives them.
+    pub(super) fn nearest(
+        &mut self,
+        weights: &Tensor,
+        shape: (usize, usize),
+        order: Order,
+        bits: Bits,
+        block: usize,
+        dims: [&[usize]; 3],
+    ) -> Result<[String; 3], Error> {
+        let key = (weights.name.clone(), order, bits, block);
+        if let Some(names) = self.known.get(&key) {
+            return Ok(names.clone());
+        }
+        let blocked = quantize(weights, shape, order, bits, block, None)?;
+        let names = self.tensors(&weights.name, blocked, dims)?;
+        self.known.insert(key, names.clone());
+        Ok(names)
+    }
+
     /// Codes, scales and zero points as initializers of the given dimensions; their names.
-    pub(super) fn tensors(&mut self, of: &str, blocked: Blocked, dims: [&[usize]; 3]) -> Result<[String; 3], Error> {
+    fn tensors(&mut self, of: &str, blocked: Blocked, dims: [&[usize]; 3]) -> Result<[String; 3], Error> {
         let names = ["/q", "/scales", "/zero_points"].map(|suffix| self.names.fresh(of, suffix));
         let bytes = |name: &str, dims: &[usize], bytes| Tensor::new(name, ElementType::Uint8, dims, bytes);
         self.patch.add_tensor(bytes(&names[0], dims[0], blocked.codes)?);
@@ -95,7 +127,7 @@ impl Rewrite<'_> {
 }
 
 /// The blocks of `weights`, or which of them can't be cut.
-pub(super) fn quantize(
+fn quantize(
     weights: &Tensor,
     shape: (usize, usize),
     order: Order,

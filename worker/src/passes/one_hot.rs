@@ -5,19 +5,16 @@
 //! needs to be known or asserted.
 
 use super::{Error, Report};
-use crate::onnx::{
-    AttributeValue, ElementType, Index, Model, Names, Node, Patch, Shapes, Tensor, apply as apply_patch, prune, rename,
-};
+use crate::onnx::{AttributeValue, ElementType, Index, Model, Names, Node, Patch, Shapes, Tensor, rewrite};
 
 const NAME: &str = "gather-one-hot";
 
-/// Rewrites every such product of the main graph.
+/// Rewrites every such product.
 pub fn apply(model: &mut Model) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
-    let patch = {
-        let index = Index::new(&model.graph);
-        let shapes = Shapes::new(&model.graph);
-        let mut names = Names::new(&model.graph);
+    let mut names = Names::new(&model.graph);
+    rewrite(model, |index| -> Result<Patch, Error> {
+        let shapes = Shapes::new(index);
         let mut patch = Patch::new(NAME);
         for (position, node) in index
             .graph
@@ -26,18 +23,13 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
             .enumerate()
             .filter(|(_, node)| node.is("MatMul"))
         {
-            if let Some(product) = find(&index, &shapes, node) {
+            if let Some(product) = find(index, &shapes, node) {
                 product.write(node, position, &mut names, &mut patch)?;
                 report.changed += 1;
             }
         }
-        patch
-    };
-    if report.changed > 0 {
-        apply_patch(&mut model.graph, patch)?;
-        prune(&mut model.graph);
-        rename(model);
-    }
+        Ok(patch)
+    })?;
     Ok(report)
 }
 

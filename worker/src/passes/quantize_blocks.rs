@@ -6,12 +6,13 @@ use super::{
     Error, Report,
     blocks::{Bits, Order},
     choice,
-    nbits::{self, Rewrite, whole},
+    nbits::{self, Known, Rewrite, whole},
+    quantize_lstm,
     quantize_tables::table,
     recovery::{Recovering, Recovery},
     site::{Kind, sites},
 };
-use crate::onnx::{AttributeValue, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename};
+use crate::onnx::{AttributeValue, Model, Names, Node, Patch, Tensor, rewrite};
 
 const NAME: &str = "quantize-blocks";
 /// Shorter blocks have no kernel.
@@ -40,14 +41,16 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
         });
     }
     let mut report = Report::new(NAME);
-    let patch = {
-        let index = Index::new(&model.graph);
+    let mut names = Names::new(&model.graph);
+    let mut known = Known::new();
+    rewrite(model, |index| {
         let mut rewrite = Rewrite {
-            index: &index,
-            names: Names::new(&model.graph),
+            index,
+            names: &mut names,
+            known: &mut known,
             patch: Patch::new(NAME),
         };
-        for site in sites(&index, &mut report) {
+        for site in sites(index, &mut report) {
             match site.kind {
                 Kind::Conv => report.leave(site.node, "there is no convolution with block-wise weights"),
                 Kind::MatMul | Kind::Gemm { .. } => {
@@ -56,8 +59,11 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
                 }
             }
         }
+        for node in index.graph.nodes.iter().filter(|node| quantize_lstm::recurrent(node)) {
+            report.leave(node, "there is no recurrent operator with block-wise weights");
+        }
         for (position, node) in index.graph.nodes.iter().enumerate() {
-            let Some(table) = table(&index, node).filter(|table| table.dims[0] >= SHORTEST) else {
+            let Some(table) = table(index, node).filter(|table| table.dims[0] >= SHORTEST) else {
                 continue;
             };
             if node.pinned {
@@ -75,13 +81,10 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
                 ),
             }
         }
-        rewrite.patch
-    };
+        Ok::<_, Error>(rewrite.patch)
+    })?;
     let report = super::require_effect(report)?;
-    apply_patch(&mut model.graph, patch)?;
     model.import(nbits::DOMAIN, 1);
-    prune(&mut model.graph);
-    rename(model);
     Ok(report)
 }
 
@@ -94,7 +97,7 @@ fn block_of(mut size: usize, length: usize) -> Option<usize> {
 }
 
 fn embedding(
-    rewrite: &mut Rewrite<'_>,
+    rewrite: &mut Rewrite<'_, '_>,
     position: usize,
     node: &Node,
     table: &Tensor,
@@ -108,8 +111,7 @@ fn embedding(
         &[rows, count],
         &[rows, bits.bytes(count)],
     ];
-    let blocked = nbits::quantize(table, (rows, length), Order::Rows, bits, size, None)?;
-    let [codes, scales, zero_points] = rewrite.tensors(&table.name, blocked, dims)?;
+    let [codes, scales, zero_points] = rewrite.nearest(table, (rows, length), Order::Rows, bits, size, dims)?;
     let inputs = [codes.as_str(), node.input(1).unwrap_or(""), &scales, &zero_points];
     let node = Node::new("GatherBlockQuantized", &inputs, &[node.output()])
         .in_domain(nbits::DOMAIN)

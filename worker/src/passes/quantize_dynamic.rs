@@ -8,11 +8,12 @@ use super::{
     Activations, Error, Granularity, Quantize, Report,
     layout::{Layout, Packed},
     product::{self, Product},
+    quantize_lstm,
     recovery::Recovering,
     site::{Kind, Site, sites},
     windows::Windows,
 };
-use crate::onnx::{Index, Model, Names, Node, Patch, Shapes, apply as apply_patch, prune, rename};
+use crate::onnx::{Index, Model, Names, Node, Patch, Shapes, rewrite};
 use std::collections::HashMap;
 
 const NAME: &str = "quantize-dynamic";
@@ -37,41 +38,52 @@ pub fn apply_recovering(
         });
     }
     let mut report = Report::new(NAME);
-    let patch = {
-        let index = Index::new(&model.graph);
-        let mut chosen = Vec::new();
-        for site in sites(&index, &mut report) {
-            match windows(&site) {
-                Ok(windows) => chosen.push((site, windows)),
-                Err(why) => report.leave(site.node, why),
-            }
-        }
-        let mut readers: HashMap<&str, usize> = HashMap::new();
-        for (site, _) in &chosen {
-            *readers.entry(site.input()).or_default() += 1;
-        }
-        let mut rewrite = Rewrite {
-            shapes: Shapes::new(&model.graph),
-            layout: Layout::new(Patch::new(NAME), Names::new(&model.graph)),
-            index,
-            granularity: settings.granularity,
-            activations: HashMap::new(),
-        };
-        for (site, windows) in &chosen {
-            match windows {
-                Some(windows) => rewrite.convolution(site, windows)?,
-                None => rewrite.product(site, readers[site.input()] > 1, recovering)?,
-            }
-            report.changed += 1;
-        }
-        rewrite.layout.patch
-    };
+    let mut layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
+    rewrite(model, |index| {
+        let quantized = quantize(index, settings.granularity, &mut layout, recovering, &mut report)?;
+        report.changed += quantized.len();
+        Ok::<_, Error>(layout.take_patch(NAME))
+    })?;
     let report = super::require_effect(report)?;
-    apply_patch(&mut model.graph, patch)?;
     model.import(product::DOMAIN, 1);
-    prune(&mut model.graph);
-    rename(model);
     Ok(report)
+}
+
+/// Quantizes every site of one graph that pays, as a patch of `layout`; their positions.
+pub(super) fn quantize(
+    index: &Index<'_>,
+    granularity: Granularity,
+    layout: &mut Layout,
+    recovering: &mut Recovering<'_>,
+    report: &mut Report,
+) -> Result<Vec<usize>, Error> {
+    let mut chosen = Vec::new();
+    for site in sites(index, report) {
+        match windows(&site) {
+            Ok(windows) => chosen.push((site, windows)),
+            Err(why) => report.leave(site.node, why),
+        }
+    }
+    let mut readers: HashMap<&str, usize> = HashMap::new();
+    for (site, _) in &chosen {
+        *readers.entry(site.input()).or_default() += 1;
+    }
+    let mut rewrite = Rewrite {
+        shapes: Shapes::new(index),
+        layout,
+        index,
+        granularity,
+        activations: HashMap::new(),
+    };
+    for (site, windows) in &chosen {
+        match windows {
+            Some(windows) => rewrite.convolution(site, windows)?,
+            None => rewrite.product(site, readers[site.input()] > 1, recovering)?,
+        }
+    }
+    let mut positions = quantize_lstm::quantize(index, granularity, rewrite.layout, report)?;
+    positions.extend(chosen.iter().map(|(site, _)| site.position));
+    Ok(positions)
 }
 
 /// The windows of a convolution; none for products.
@@ -82,15 +94,16 @@ fn windows(site: &Site<'_>) -> Result<Option<Windows>, &'static str> {
     }
 }
 
-struct Rewrite<'g> {
-    index: Index<'g>,
+struct Rewrite<'i, 'g> {
+    index: &'i Index<'g>,
     shapes: Shapes<'g>,
     granularity: Granularity,
-    layout: Layout,
+    layout: &'i mut Layout,
+    /// Of this graph only: what a body quantizes exists only where that body runs.
     activations: HashMap<String, Packed>,
 }
 
-impl Rewrite<'_> {
+impl Rewrite<'_, '_> {
     fn activation(&mut self, value: &str) -> Packed {
         if let Some(known) = self.activations.get(value) {
             return known.clone();
@@ -112,7 +125,7 @@ impl Rewrite<'_> {
     /// `shared`: other sites read the same input.
     fn product(&mut self, site: &Site<'_>, shared: bool, recovering: &mut Recovering<'_>) -> Result<(), Error> {
         let rank = self.shapes.rank(site.input());
-        let product = Product::new(&mut self.layout, &self.index, site, self.granularity, rank, recovering)?;
+        let product = Product::new(self.layout, self.index, site, self.granularity, rank, recovering)?;
         let node = if shared {
             let activation = self.activation(site.input());
             product.of_quantized(&activation)
@@ -126,10 +139,10 @@ impl Rewrite<'_> {
     fn convolution(&mut self, site: &Site<'_>, windows: &Windows) -> Result<(), Error> {
         let activation = self.activation(site.input());
         let output = site.node.output().to_owned();
-        let (mut nodes, rows) = windows.rows(&mut self.layout, &activation)?;
+        let (mut nodes, rows) = windows.rows(self.layout, &activation)?;
         let turned = self.layout.names.fresh(&output, "/channels_last");
         let matrix = windows.matrix(site.weights)?;
-        let product = Product::of_matrix(&mut self.layout, &matrix, site.bias, self.granularity, &turned)?;
+        let product = Product::of_matrix(self.layout, &matrix, site.bias, self.granularity, &turned)?;
         let rows = Packed {
             values: rows,
             ..activation

@@ -9,6 +9,7 @@ use super::{
     Activations, Error, Granularity, Quantize, Report, convolution,
     layout::{self, Layout, Packed},
     product::{self, Product},
+    quantize_dynamic, quantize_lstm,
     recovery::{self, Recovering},
     region::{self, Member, Rounding},
     saturation,
@@ -17,11 +18,14 @@ use super::{
 };
 use crate::{
     calibrate::{Observed, Range},
-    onnx::{Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown},
+    onnx::{Index, Model, Names, Node, Patch, Tensor, rewrite, shown},
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 const NAME: &str = "quantize-static";
+/// From here on `QuantizeLinear` may name its type. ONNX Runtime 1.32 does where it moves one across a `Reshape` of its own, which it puts
+/// around a product of more than two dimensions and its sum, and then trips over it when it turns Int8 into the faster `UInt8`.
+const TYPED_QUANTIZE_OPSET: i64 = 21;
 
 /// Tensors whose ranges [`apply`] needs: inputs of all sites, outputs of convolutions, and what operators between them read and make.
 pub fn taps(model: &Model) -> Vec<String> {
@@ -73,85 +77,159 @@ pub fn apply_recovering(
     recovering: &mut Recovering<'_>,
 ) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
-    let patch = {
-        let index = Index::new(&model.graph);
-        let mut sites = chosen(&index, &mut report);
-        let mut members = region::candidates(&index, &sites);
-        let floors: BTreeMap<&str, f32> = ranged(&index, &sites, &members)
-            .into_iter()
-            .map(|output| (output, saturation::floor(&index, output)))
-            .collect();
-        let answers: BTreeSet<&str> = index.graph.outputs.iter().map(|output| output.name.as_str()).collect();
-        let peaks: BTreeSet<&str> = floors
-            .keys()
-            .copied()
-            .filter(|output| saturation::feeds_maximum(&index, output))
-            .collect();
-        let affine = |name: &str| {
-            let seen = observed.get(name)?;
-            // What leaves the model is an answer: it is never cut where an answer may lie.
-            let Range { min, max } = if answers.contains(name) { seen.reach } else { seen.range };
-            let min = floors.get(name).map_or(min, |floor| min.max(*floor));
-            let max = if peaks.contains(name) {
-                max.max(seen.full.max)
-            } else {
-                max
-            };
-            weights::affine(Range { min, max }, settings.activations)
+    let mut layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
+    let opset = model.opset("").unwrap_or(0);
+    rewrite(model, |index| {
+        if index.in_body() {
+            body(index, settings, &mut layout, recovering, &mut report)?;
+        } else {
+            main(index, settings, opset, observed, &mut layout, recovering, &mut report)?;
+            lstms(index, settings, &mut layout, &mut report)?;
+        }
+        Ok::<_, Error>(layout.take_patch(NAME))
+    })?;
+    let report = super::require_effect(report)?;
+    model.import(product::DOMAIN, 1);
+    Ok(report)
+}
+
+/// What runs in a body of control flow was not seen: its products find the range of their input as they run.
+fn body(
+    index: &Index<'_>,
+    settings: &Quantize,
+    layout: &mut Layout,
+    recovering: &mut Recovering<'_>,
+    report: &mut Report,
+) -> Result<(), Error> {
+    if settings.activations == Activations::Int8 {
+        for site in sites(index, report) {
+            report.leave(
+                site.node,
+                "it is inside the body of a control-flow node, where ranges are found at run time and only as UInt8",
+            );
+        }
+        return Ok(());
+    }
+    for position in quantize_dynamic::quantize(index, settings.granularity, layout, recovering, report)? {
+        let node = &index.graph.nodes[position];
+        report.raise(
+            node,
+            "it is inside the body of a control-flow node: the range of its input is found at run time",
+        );
+        report.changed += 1;
+    }
+    Ok(())
+}
+
+/// The integer kernel of an LSTM finds ranges as it runs, because nothing outside sees its states.
+fn lstms(index: &Index<'_>, settings: &Quantize, layout: &mut Layout, report: &mut Report) -> Result<(), Error> {
+    if settings.activations == Activations::Int8 {
+        let nodes = index.graph.nodes.iter().filter(|node| quantize_lstm::recurrent(node));
+        nodes.for_each(|node| report.leave(node, "a recurrent operator finds ranges at run time, and only as UInt8"));
+        return Ok(());
+    }
+    for position in quantize_lstm::quantize(index, settings.granularity, layout, report)? {
+        report.raise(
+            &index.graph.nodes[position],
+            "the range of its input is found at run time",
+        );
+        report.changed += 1;
+    }
+    Ok(())
+}
+
+/// Quantizes the main graph, as a patch of `layout`.
+fn main(
+    index: &Index<'_>,
+    settings: &Quantize,
+    opset: i64,
+    observed: &BTreeMap<String, Observed>,
+    layout: &mut Layout,
+    recovering: &mut Recovering<'_>,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let mut sites = chosen(index, report);
+    let mut members = region::candidates(index, &sites);
+    let floors: BTreeMap<&str, f32> = ranged(index, &sites, &members)
+        .into_iter()
+        .map(|output| (output, saturation::floor(index, output)))
+        .collect();
+    let answers: BTreeSet<&str> = index.graph.outputs.iter().map(|output| output.name.as_str()).collect();
+    let peaks: BTreeSet<&str> = floors
+        .keys()
+        .copied()
+        .filter(|output| saturation::feeds_maximum(index, output))
+        .collect();
+    let affine = |name: &str| {
+        let seen = observed.get(name)?;
+        // What leaves the model is an answer: it is never cut where an answer may lie.
+        let Range { min, max } = if answers.contains(name) { seen.reach } else { seen.range };
+        let min = floors.get(name).map_or(min, |floor| min.max(*floor));
+        let max = if peaks.contains(name) {
+            max.max(seen.full.max)
+        } else {
+            max
         };
+        weights::affine(Range { min, max }, settings.activations)
+    };
+    sites.retain(|site| {
+        let narrow = std::iter::once(site.input())
+            .chain((site.kind == Kind::Conv).then(|| site.result(index).1))
+            .find(|name| affine(name).is_none());
+        if let Some(name) = narrow {
+            report.leave(
+                site.node,
+                format!("{} is zero or nearly so in all calibration data", shown(name)),
+            );
+        }
+        narrow.is_none()
+    });
+    let matrix = |site: &Site<'_>| observed.get(site.input()).is_some_and(|seen| seen.rank == Some(2));
+    if settings.activations == Activations::Int8 && opset >= TYPED_QUANTIZE_OPSET {
         sites.retain(|site| {
-            let narrow = std::iter::once(site.input())
-                .chain((site.kind == Kind::Conv).then(|| site.result(&index).1))
-                .find(|name| affine(name).is_none());
-            if let Some(name) = narrow {
+            let loads = site.sum.is_none() || matrix(site);
+            if !loads {
                 report.leave(
                     site.node,
-                    format!("{} is zero or nearly so in all calibration data", shown(name)),
+                    "ONNX Runtime fails to load this product and its sum with activations Int8 at operator set 21 and newer: use UInt8",
                 );
             }
-            narrow.is_none()
+            loads
         });
-        members.retain(|member| {
-            let own = member.outputs(&index).filter(|_| member.rounding != Rounding::Kept);
-            member.inputs().chain(own).all(|name| affine(name).is_some())
-        });
-        let members = region::grow(&index, &sites, members, |member| {
-            report.leave(
-                member.node,
-                "with integers, more values around it would have to be converted",
-            );
-        });
-        let layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
-        let mut rewrite = Rewrite {
-            index,
-            settings,
-            layout,
-            activations: HashMap::new(),
-            written: HashSet::new(),
-            recovering,
-        };
-        rewrite.outputs(&sites, &members, &affine)?;
-        for member in &members {
-            rewrite.member(member, &affine)?;
-            report.changed += 1;
-        }
-        for site in &sites {
-            let rank = observed.get(site.input()).and_then(|observed| observed.rank);
-            if site.kind == Kind::Conv || settings.activations == Activations::Int8 {
-                rewrite.between(site, rank == Some(2), &affine)?;
-            } else {
-                rewrite.product(site, rank, &affine)?;
-            }
-            report.changed += 1;
-        }
-        rewrite.layout.patch
+    }
+    members.retain(|member| {
+        let own = member.outputs(index).filter(|_| member.rounding != Rounding::Kept);
+        member.inputs().chain(own).all(|name| affine(name).is_some())
+    });
+    let members = region::grow(index, &sites, members, |member| {
+        report.leave(
+            member.node,
+            "with integers, more values around it would have to be converted",
+        );
+    });
+    let mut rewrite = Rewrite {
+        index,
+        settings,
+        layout,
+        activations: HashMap::new(),
+        written: HashSet::new(),
+        recovering,
     };
-    let report = super::require_effect(report)?;
-    apply_patch(&mut model.graph, patch)?;
-    model.import(product::DOMAIN, 1);
-    prune(&mut model.graph);
-    rename(model);
-    Ok(report)
+    rewrite.outputs(&sites, &members, &affine)?;
+    for member in &members {
+        rewrite.member(member, &affine)?;
+        report.changed += 1;
+    }
+    for site in &sites {
+        let rank = observed.get(site.input()).and_then(|observed| observed.rank);
+        if site.kind == Kind::Conv || settings.activations == Activations::Int8 {
+            rewrite.between(site, rank == Some(2), &affine)?;
+        } else {
+            rewrite.product(site, rank, &affine)?;
+        }
+        report.changed += 1;
+    }
+    Ok(())
 }
 
 /// A quantized activation.
@@ -161,31 +239,31 @@ struct Activation {
     scale: f32,
 }
 
-struct Rewrite<'g, 'r, 's> {
-    index: Index<'g>,
-    settings: &'g Quantize,
-    layout: Layout,
+struct Rewrite<'i, 'g, 's> {
+    index: &'i Index<'g>,
+    settings: &'i Quantize,
+    layout: &'i mut Layout,
     /// Value of the float graph to its quantized form.
     activations: HashMap<String, Activation>,
     /// Values whose quantized form is the output of a node.
     written: HashSet<String>,
-    recovering: &'r mut Recovering<'s>,
+    recovering: &'i mut Recovering<'s>,
 }
 
 type Affines<'a> = &'a dyn Fn(&str) -> Option<Affine>;
 
-impl<'g> Rewrite<'g, '_, '_> {
+impl<'g> Rewrite<'_, 'g, '_> {
     /// Names the quantized form of everything that integer kernels make, before anything reads it.
     fn outputs(&mut self, sites: &[Site<'g>], members: &[Member<'g>], affine: Affines<'_>) -> Result<(), Error> {
         let activation = |position: usize, own: usize| Some(position).filter(|position| *position != own);
         for site in sites.iter().filter(|site| site.kind == Kind::Conv) {
-            let (position, output) = site.result(&self.index);
+            let (position, output) = site.result(self.index);
             self.name_activation(output, affine)?;
             self.written.insert(output.to_owned());
             self.activation(activation(position, site.position));
         }
         for member in members {
-            for output in member.outputs(&self.index) {
+            for output in member.outputs(self.index) {
                 match member.inputs().next().filter(|_| member.rounding == Rounding::Kept) {
                     None => drop(self.name_activation(output, affine)?),
                     Some(input) => {
@@ -303,7 +381,7 @@ impl<'g> Rewrite<'g, '_, '_> {
     fn product(&mut self, site: &Site<'_>, rank: Option<usize>, affine: Affines<'_>) -> Result<(), Error> {
         let activation = self.input(site.input(), affine)?;
         let granularity = self.settings.granularity;
-        let product = Product::new(&mut self.layout, &self.index, site, granularity, rank, self.recovering)?;
+        let product = Product::new(self.layout, self.index, site, granularity, rank, self.recovering)?;
         self.layout
             .patch
             .replace(site.position, vec![product.of_quantized(&activation.packed)]);
@@ -330,7 +408,7 @@ impl<'g> Rewrite<'g, '_, '_> {
         };
         let mut packed = activation.packed;
         if let Some(wide) = &wide {
-            let (pad, values) = convolution::widen(&mut self.layout, &packed, site.weights, wide)?;
+            let (pad, values) = convolution::widen(self.layout, &packed, site.weights, wide)?;
             nodes.push(pad);
             packed.values = values;
         }

@@ -4,7 +4,8 @@
 //! node that reads the table keeps the floats, so that a table with two readers is left.
 
 use super::{Error, Granularity, Report, choice, layout, layout::Layout, weights};
-use crate::onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown};
+use crate::onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, rewrite, shown};
+use std::collections::HashSet;
 
 const NAME: &str = "quantize-tables";
 /// A smaller table saves less than its scales and nodes cost.
@@ -13,9 +14,9 @@ const SMALLEST: usize = 16_384;
 /// Quantizes every table that only `Gather` reads.
 pub fn apply(model: &mut Model) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
-    let patch = {
-        let index = Index::new(&model.graph);
-        let mut layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
+    let mut layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
+    let shared = read_otherwise(model);
+    rewrite(model, |index| {
         for (position, node) in index
             .graph
             .nodes
@@ -23,7 +24,7 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
             .enumerate()
             .filter(|(_, node)| node.is("Gather"))
         {
-            let Some(table) = table(&index, node) else { continue };
+            let Some(table) = table(index, node) else { continue };
             if node.pinned {
                 report.leave(node, choice::PINNED);
                 continue;
@@ -32,10 +33,7 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
                 report.leave(node, "its table is too small to pay for scaling back");
                 continue;
             }
-            let all_gather = index.uses(&table.name).iter().all(|usage| {
-                usage.slot == Some(0) && table_of(&index, &index.graph.nodes[usage.node]) == Some(&table.name)
-            });
-            if !all_gather {
+            if shared.contains(&table.name) {
                 report.leave(node, "its table is read by other operators, too");
                 continue;
             }
@@ -53,17 +51,22 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
             layout.patch.replace(position, vec![gather, scaled]);
             report.changed += 1;
         }
-        layout.patch
-    };
-    apply_patch(&mut model.graph, patch)?;
-    prune(&mut model.graph);
-    rename(model);
+        Ok::<_, Error>(layout.take_patch(NAME))
+    })?;
     Ok(report)
 }
 
-fn table_of<'n>(index: &Index<'_>, node: &'n Node) -> Option<&'n str> {
-    table(index, node)?;
-    node.input(0)
+/// Constants that, in some graph of the model, are read by something else than a `Gather` of their rows.
+fn read_otherwise(model: &Model) -> HashSet<String> {
+    let mut names = HashSet::new();
+    for index in Index::all(&model.graph) {
+        for node in &index.graph.nodes {
+            let rows = usize::from(table(&index, node).is_some());
+            names.extend(node.inputs.iter().skip(rows).cloned());
+        }
+        names.extend(index.graph.outputs.iter().map(|output| output.name.clone()));
+    }
+    names
 }
 
 /// The constant matrix of which `node` reads whole rows.

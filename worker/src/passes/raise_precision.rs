@@ -9,9 +9,9 @@
 
 use super::{
     Bits, Error, Granularity, Report,
-    nbits::{self, Rewrite},
+    nbits::{self, Known, Rewrite},
     recovery::Recovering,
-    site::{Kind, Site, sites},
+    site::{Kind, Site, leave_bodies, sites},
 };
 use crate::{
     calibrate::{Gram, Rows as _},
@@ -87,6 +87,7 @@ impl Worst {
         }
         // Ties go to the site that costs fewer bytes, then to the first.
         ranked.sort_by(|(left, a), (right, b)| right.total_cmp(left).then(a.weights.len().cmp(&b.weights.len())));
+        leave_bodies(model, &mut report);
         #[allow(clippy::cast_precision_loss, reason = "weights are counted, and far fewer than 2^52")]
         let fits = |weights: usize| weights as f64 <= share * total as f64;
         let (mut taken, mut products) = (0, Vec::new());
@@ -127,9 +128,11 @@ impl Worst {
         let mut report = self.report.clone();
         let patch = {
             let index = Index::new(&model.graph);
+            let (mut names, mut known) = (Names::new(&model.graph), Known::new());
             let mut rewrite = Rewrite {
                 index: &index,
-                names: Names::new(&model.graph),
+                names: &mut names,
+                known: &mut known,
                 patch: Patch::new(NAME),
             };
             let sites = sites(&index, &mut Report::new(NAME));

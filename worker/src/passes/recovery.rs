@@ -7,7 +7,7 @@
 use super::{
     Error, Granularity, Report,
     gptq::{Errors, Factor},
-    site::{Kind, Site},
+    site::{IN_BODY, Kind, Site},
     weights::{self, QuantizedWeights},
 };
 use crate::{
@@ -89,6 +89,17 @@ impl<'s> Recovering<'s> {
         asked.map(|(_, report)| super::require_effect(report)).collect()
     }
 
+    /// Whether the weights of `site` are to be rounded by what was seen; says why not where that was asked for.
+    pub(super) fn calibrates(&mut self, site: &Site<'_>) -> bool {
+        let (gptq, bias) = (self.settings.gptq, self.settings.bias_correction);
+        if site.in_body {
+            let reports = [(gptq, &mut self.rounded), (bias, &mut self.corrected)];
+            let reports = reports.into_iter().filter(|(asked, _)| *asked);
+            reports.for_each(|(_, report)| report.leave(site.node, IN_BODY));
+        }
+        !site.in_body && (gptq || bias)
+    }
+
     /// What was seen of the input of `site`, if it is a product.
     pub(super) fn seen(&self, site: &Site<'_>) -> Option<&'s Gram> {
         let inputs = site.weights.dims[1 - site.channel_axis()];
@@ -138,14 +149,18 @@ impl<'s> Recovering<'s> {
         granularity: Granularity,
         least: impl Fn(usize) -> f32 + Sync,
     ) -> Result<(QuantizedWeights, Option<Vec<f32>>), Error> {
-        let quantized = match self.factor(site) {
+        let calibrates = self.calibrates(site);
+        let quantized = match calibrates.then(|| self.factor(site)).flatten() {
             Some(factor) => weights::round(matrix, axis, granularity, least, &factor),
             None => weights::quantize(matrix, axis, granularity, least),
         };
         let quantized = quantized.ok_or_else(|| Error::NotFinite {
             name: shown(&matrix.name),
         })?;
-        let correction = self.correction(site, matrix, axis, || quantized.floats(&matrix.dims, axis));
+        let rounded = || quantized.floats(&matrix.dims, axis);
+        let correction = calibrates
+            .then(|| self.correction(site, matrix, axis, rounded))
+            .flatten();
         Ok((quantized, correction))
     }
 

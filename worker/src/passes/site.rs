@@ -11,6 +11,9 @@ const MOST_PRODUCTS: usize = 32_768;
 /// A matrix with fewer weights costs more to quantize its input for than its product saves.
 const FEWEST_WEIGHTS: usize = 1024;
 
+/// Why a method that goes by calibration data leaves a site.
+pub(super) const IN_BODY: &str = "it is inside the body of a control-flow node, which calibration does not look into";
+
 /// A node to quantize.
 #[derive(Debug)]
 pub(super) struct Site<'g> {
@@ -24,6 +27,8 @@ pub(super) struct Site<'g> {
     pub(super) weights: &'g Tensor,
     /// Its bias, one value for each output channel.
     pub(super) bias: Option<&'g Tensor>,
+    /// Whether it is in the body of a control-flow node.
+    pub(super) in_body: bool,
     /// The activation that belongs to it: a Relu or Clip that alone reads the output.
     pub(super) activation: Option<usize>,
     /// A sum that alone reads a matrix product and adds a constant vector: position and vector.
@@ -87,7 +92,16 @@ pub(super) fn sites<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>>
     sites
 }
 
-/// The inputs of all matrix products: what smoothing and rounding by GPTQ must know of the calibration data.
+/// Reports that a method which goes by calibration data leaves all sites inside bodies of control flow.
+pub(super) fn leave_bodies(model: &Model, report: &mut Report) {
+    for index in Index::all(&model.graph).iter().skip(1) {
+        for site in sites(index, &mut Report::new("site")) {
+            report.leave(site.node, IN_BODY);
+        }
+    }
+}
+
+/// The inputs of all matrix products of the main graph: what smoothing and rounding by GPTQ must know of the calibration data.
 pub fn product_inputs(model: &Model) -> Vec<String> {
     let index = Index::new(&model.graph);
     let sites = sites(&index, &mut Report::new("site"));
@@ -128,6 +142,7 @@ fn site<'g>(index: &Index<'g>, position: usize, node: &'g Node) -> Result<Site<'
         kind,
         weights,
         bias,
+        in_body: index.in_body(),
         activation: None,
         sum: None,
     };

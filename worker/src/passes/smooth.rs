@@ -11,7 +11,7 @@
 use super::{
     Error, Mode, Report,
     even::{self, Problem, Weights},
-    site::{Kind, Site, sites},
+    site::{Kind, Site, leave_bodies, sites},
 };
 use crate::{
     calibrate::{Channels, Rows as _},
@@ -52,6 +52,7 @@ pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String,
                 groups.entry(name).or_default().push(site);
             }
         }
+        leave_bodies(model, &mut report);
         let mut rewrite = Rewrite {
             index: &index,
             names: Names::new(&model.graph),
