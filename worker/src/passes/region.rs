@@ -206,7 +206,9 @@ impl<'i, 'g> Labels<'i, 'g> {
             reading: sites.iter().map(|site| (site.position, site.input())).collect(),
             members: HashSet::new(),
         };
-        candidates.iter().for_each(|member| labels.toggle(member));
+        for member in candidates {
+            labels.toggle(member);
+        }
         labels
     }
 
