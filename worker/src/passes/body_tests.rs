@@ -261,10 +261,12 @@ fn what_goes_by_calibration_leaves_bodies_and_says_so() {
         mode: Mode::Dynamic,
         gptq: false,
     };
-    let error = smooth::apply(&mut float.clone(), smoothing, &channels)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("body of a control-flow node"), "{error}");
+    // Whether the one product outside is even enough or not, those inside are left for what they are.
+    let why = match smooth::apply(&mut float.clone(), smoothing, &channels) {
+        Ok(report) => report.left[0].why.clone(),
+        Err(error) => error.to_string(),
+    };
+    assert!(why.contains("body of a control-flow node"), "{why}");
 }
 
 #[test]
