@@ -241,8 +241,10 @@ mod tests {
     fn products() -> (Model, BTreeMap<String, Gram>) {
         let mut b = Build::opset(17);
         let (x, y) = (b.input("x", &[8, 64]), b.input("y", &[8, 64]));
-        let (v, w) = (b.weights(&[64, 32]), b.weights(&[64, 32]));
-        let outputs = [b.node("MatMul", &[&x, &v]), b.node("MatMul", &[&y, &w])];
+        let outputs = [&x, &y].map(|input| {
+            let weights = b.weights(&[64, 32]);
+            b.node("MatMul", &[input, &weights])
+        });
         let seen = |outlier: f32| {
             let mut rows = noise(5, 8 * 64);
             rows.iter_mut().step_by(64).for_each(|value| *value *= outlier);
