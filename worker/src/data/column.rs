@@ -75,6 +75,8 @@ pub(super) struct Column {
     pub(super) number: Number,
     /// Whether a row is a list.
     list: bool,
+    /// Shape that every row must have, where the user gave one.
+    given: Option<Vec<usize>>,
     /// Rows read so far.
     rows: u64,
 }
@@ -98,8 +100,8 @@ impl Rows {
 }
 
 impl Column {
-    /// A column of the given Arrow type.
-    pub(super) fn new(name: &str, kind: &DataType) -> Result<Self, Error> {
+    /// A column of the given Arrow type, with rows of the shape that the user gave.
+    pub(super) fn new(name: &str, kind: &DataType, given: Option<Vec<usize>>) -> Result<Self, Error> {
         let (number, list) = match kind {
             DataType::List(field) | DataType::LargeList(field) | DataType::FixedSizeList(field, _) => {
                 (Number::of(field.data_type()), true)
@@ -115,13 +117,18 @@ impl Column {
             name: name.to_owned(),
             number,
             list,
+            given,
             rows: 0,
         })
     }
 
-    /// Shape of rows of `width` numbers: nothing for scalars, the width for lists.
+    /// Shape of rows of `width` numbers: the given one; else nothing for scalars, the width for lists.
     pub(super) fn shape(&self, width: usize) -> Vec<usize> {
-        if self.list { vec![width] } else { Vec::new() }
+        match &self.given {
+            Some(shape) => shape.clone(),
+            None if self.list => vec![width],
+            None => Vec::new(),
+        }
     }
 
     /// The rows of `array`.
@@ -141,6 +148,7 @@ impl Column {
             DataType::LargeList(_) => self.lists::<i64>(array, &mut rows)?,
             _ => {
                 rows.ends = (1..=array.len()).collect();
+                self.check_widths(&rows)?;
                 self.numbers(array, &mut rows)?;
             }
         }
@@ -163,6 +171,7 @@ impl Column {
 
     fn check_widths(&self, rows: &Rows) -> Result<(), Error> {
         let most = MAX_ROW_BYTES / self.number.bytes();
+        let given = self.given.as_ref().map(|shape| (shape, numbers_in(shape)));
         let mut begin = 0;
         for (row, end) in rows.ends.iter().enumerate() {
             let width = end - begin;
@@ -171,6 +180,11 @@ impl Column {
             }
             if width > most {
                 let problem = format!("{width} numbers in one row; at most {most} are read");
+                return Err(self.value(row, problem));
+            }
+            if let Some((shape, numbers)) = given.filter(|(_, numbers)| *numbers != Some(width)) {
+                let numbers = numbers.map_or_else(|| "too many".to_owned(), |numbers| numbers.to_string());
+                let problem = format!("{width} numbers, but data.inputs[].shape {shape:?} takes {numbers}");
                 return Err(self.value(row, problem));
             }
             begin = *end;
@@ -227,6 +241,13 @@ impl Column {
     }
 }
 
+/// Numbers in a row of this shape; none where there are more than can be counted.
+fn numbers_in(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1_usize, |product, size| product.checked_mul(*size))
+}
+
 fn encode<T: ArrowPrimitiveType, const N: usize>(
     values: &dyn Array,
     out: &mut Vec<u8>,
@@ -248,7 +269,7 @@ mod tests {
     use super::*;
 
     fn read(array: &dyn Array) -> Result<Rows, Error> {
-        Column::new("c", array.data_type())?.read(array)
+        Column::new("c", array.data_type(), None)?.read(array)
     }
 
     fn list(rows: &[&[u8]]) -> ListArray {
@@ -276,7 +297,25 @@ mod tests {
         let rows = read(&list(&[&[9], &[1], &[2, 3, 4], &[5, 6]]).slice(1, 3)).unwrap();
         assert_eq!((&rows.bytes, &rows.ends), (&vec![1, 2, 3, 4, 5, 6], &vec![1, 4, 6]));
         let each: Vec<&[u8]> = rows.each(Number::UInt8).collect();
-        assert_eq!(each, [&[1][..], &[2, 3, 4], &[5, 6]]);
+        assert_eq!(each, [&[1][..], &[2, 3, 4][..], &[5, 6][..]]);
+    }
+
+    #[test]
+    fn rows_fill_the_given_shape() {
+        let array = list(&[&[1, 2, 3, 4, 5, 6], &[1, 2, 3]]);
+        let column = |shape: &[usize]| Column::new("c", array.data_type(), Some(shape.to_vec())).unwrap();
+        let mut images = column(&[3, 2, 1]);
+        assert_eq!(images.read(&array.slice(0, 1)).unwrap().ends, [6]);
+        assert_eq!(images.shape(6), [3, 2, 1]);
+        for (shape, words) in [
+            (&[3, 2][..], "row 1: 3 numbers, but data.inputs[].shape [3, 2] takes 6"),
+            (&[7][..], "row 0: 6 numbers, but data.inputs[].shape [7] takes 7"),
+            (&[0][..], "takes 0"),
+            (&[usize::MAX, 2][..], "takes too many"),
+        ] {
+            let error = column(shape).read(&array).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

@@ -206,8 +206,12 @@ fn batch_limit(input: &Input, source: &StagedInput) -> Result<usize, Error> {
         Some([Dim::Fixed(1), ..]) => Ok(1),
         Some([Dim::Fixed(fixed), ..]) => Err(binding(
             source,
-            format!("its first dimension is fixed at {fixed}: export the model with a free batch dimension"),
+            format!(
+                "its first dimension is fixed at {fixed}, which rows can't fill one at a time: give the shape of a row in \
+                 data.inputs[].shape, which frees it"
+            ),
         )),
+        _ if source.given => Ok(1),
         _ => Ok(usize::MAX),
     }
 }
@@ -220,6 +224,10 @@ fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Res
         shape.extend(source.shape.as_deref().unwrap_or(&[width]));
         return Ok(shape);
     };
+    if let Some(row) = source.shape.as_deref().filter(|row| fit(row, dims)) {
+        shape.extend(row);
+        return Ok(shape);
+    }
     let mut fixed = 1_usize;
     let mut free = 0;
     for dim in dims {
@@ -242,8 +250,13 @@ fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Res
                 Dim::Unknown => "?".into(),
             })
             .collect();
+        let way_out = if free > 1 {
+            ": give the shape of a row in data.inputs[].shape"
+        } else {
+            ""
+        };
         return Err(format!(
-            "a row has {width} numbers, the model takes [{}] a row",
+            "a row has {width} numbers, the model takes [{}] a row{way_out}",
             declared.join(", ")
         ));
     }
@@ -254,6 +267,15 @@ fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Res
         });
     }
     Ok(shape)
+}
+
+/// Whether a row's shape is, size by size, what is declared.
+fn fit(row: &[usize], dims: &[Dim]) -> bool {
+    let fits = |(size, dim): (&usize, &Dim)| match dim {
+        Dim::Fixed(fixed) => usize::try_from(*fixed) == Ok(*size),
+        Dim::Named(_) | Dim::Unknown => true,
+    };
+    row.len() == dims.len() && row.iter().zip(dims).all(fits)
 }
 
 /// The name of the free dimension of a row, and where it is; none where there is no name.

@@ -29,6 +29,7 @@ fn folder_of(columns: Vec<Staging<'_>>) -> tempfile::TempDir {
             input: input.into(),
             column: format!("{input}-column"),
             number,
+            given: shape.as_ref().is_some_and(|shape| shape.len() > 1),
             shape,
         });
     }
@@ -103,9 +104,15 @@ fn what_does_not_fit_is_refused_with_both_sides() {
             vec![batch(), Dim::Fixed(5)],
             "a row has 4 numbers, the model takes [5] a row",
         ),
-        (vec![batch(), Dim::Unknown, Dim::Unknown], "[?, ?]"),
+        (
+            vec![batch(), Dim::Unknown, Dim::Unknown],
+            "[?, ?] a row: give the shape",
+        ),
         (vec![batch(), Dim::Fixed(0), Dim::Unknown], "[0, ?]"),
-        (vec![Dim::Fixed(10), Dim::Fixed(4)], "fixed at 10"),
+        (
+            vec![Dim::Fixed(10), Dim::Fixed(4)],
+            "fixed at 10, which rows can't fill one at a time: give the shape",
+        ),
         (vec![], "scalar"),
     ] {
         let failure = Feed::open(folder.path(), takes(ElementType::Uint8, Some(dims))).unwrap_err();
@@ -138,6 +145,24 @@ fn what_does_not_fit_is_refused_with_both_sides() {
 fn a_cut_file_is_noticed() {
     let folder = staged(Number::UInt8, vec![4], 2, &[1, 2, 3, 4]);
     assert!(Feed::open(folder.path(), takes(ElementType::Uint8, None)).is_err());
+}
+
+#[test]
+fn rows_of_a_given_shape_keep_it_and_go_one_at_a_time() {
+    let folder = staged(
+        Number::UInt8,
+        vec![1, 2, 2],
+        3,
+        &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
+    );
+    let free = vec![batch(), Dim::Fixed(1), Dim::Unknown, Dim::Unknown];
+    let feed = Feed::open(folder.path(), takes(ElementType::Uint8, Some(free))).unwrap();
+    let batches: Vec<Tensor> = feed.batches(8).map(|batch| batch.unwrap().remove(0)).collect();
+    assert_eq!(
+        batches.iter().map(|tensor| tensor.dims.clone()).collect::<Vec<_>>(),
+        vec![[1, 1, 2, 2]; 3]
+    );
+    assert_eq!(batches[2].bytes(), [9, 10, 11, 12]);
 }
 
 fn sentences(lengths: &[&[usize]]) -> tempfile::TempDir {

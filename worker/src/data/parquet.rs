@@ -20,6 +20,7 @@ use super::column::{Column, Rows};
 use super::overlap::{Fingerprint, Fingerprints};
 use super::staged::{Header, InputWriter, RowWriter, StagedInput, write_header};
 use crate::failure::Failure;
+use crate::onnx::RowShapes;
 
 /// Rows that are decoded at once.
 const BATCH: usize = 256;
@@ -95,10 +96,20 @@ pub fn split(parquet: &Path, split: &Split<'_>) -> Result<u64, Failure> {
             column: bound.column.clone(),
             number: column.number,
             shape: writer.finish()?.map(|width| column.shape(width)),
+            given: bound.shape.is_some(),
         });
     }
     write_header(split.into, &Header { rows, inputs })?;
     Ok(rows)
+}
+
+/// The shapes of rows that the user gave.
+pub fn row_shapes(inputs: &[InputBinding]) -> RowShapes {
+    let size = |size: &u32| usize::try_from(*size).unwrap_or(usize::MAX);
+    let given = inputs.iter().filter_map(|input| Some((input, input.shape.as_ref()?)));
+    given
+        .map(|(input, shape)| (input.name.clone(), shape.iter().map(size).collect()))
+        .collect()
 }
 
 /// Fingerprints of every row's bound columns.
@@ -137,7 +148,8 @@ impl<'a> Source<'a> {
             let mut columns = Vec::new();
             for bound in inputs {
                 let index = find(&schema, &bound.column)?;
-                columns.push(Column::new(&bound.column, schema.field(index).data_type())?);
+                let given = row_shapes(std::slice::from_ref(bound)).remove(&bound.name);
+                columns.push(Column::new(&bound.column, schema.field(index).data_type(), given)?);
                 roots.push(index);
             }
             if let Some(label) = label {

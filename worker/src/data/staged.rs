@@ -44,6 +44,9 @@ pub struct StagedInput {
     /// Shape of a row; none where rows are lists of different lengths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Vec<usize>>,
+    /// Whether the user gave that shape. Such rows go one at a time: nothing says whether the model takes more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given: bool,
 }
 
 /// Writes one file of rows.

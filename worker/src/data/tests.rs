@@ -33,6 +33,7 @@ fn bound() -> Vec<InputBinding> {
     vec![InputBinding {
         name: "bytes".into(),
         column: "features".into(),
+        shape: None,
     }]
 }
 
@@ -195,6 +196,7 @@ fn a_label_that_is_an_input_is_refused() {
     let inputs = vec![InputBinding {
         name: "bytes".into(),
         column: "label".into(),
+        shape: None,
     }];
     let labels = folder.dir.path().join("labels");
     let into = folder.dir.path().join("inputs");
