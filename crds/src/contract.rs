@@ -119,13 +119,16 @@ pub struct ModelSource {
 }
 
 /// A column of a data set that feeds an input of the model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InputBinding {
     /// Name of the model's input.
     pub name: String,
     /// Name of the data set's column.
     pub column: String,
+    /// Shape of a row, without the batch, where the model's own does not say or is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<Vec<u32>>,
 }
 
 /// How a candidate is made.

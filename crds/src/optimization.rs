@@ -169,9 +169,20 @@ pub struct Input {
     /// Name of the model's input.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Name of the column.
+    /// Name of the column: numbers, or lists of them. Lists of different lengths run at their own length where the model leaves that
+    /// dimension free, rows of one length together as long as they follow each other.
     #[schemars(length(min = 1, max = 253))]
     pub column: String,
+    /// Shape of a row, without the batch: `[3, 480, 640]`. For inputs with more than one free dimension, and for models exported with a
+    /// fixed batch or other sizes than the data has: what they declare is freed, in the baseline and in every candidate. Rows of a
+    /// given shape run one at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        with = "Option<Vec<i32>>",
+        length(min = 1, max = 8),
+        inner(range(min = 1, max = 268_435_456))
+    )]
+    pub shape: Option<Vec<u32>>,
 }
 
 /// What the model does.

@@ -2,7 +2,7 @@
 //!
 //! Enough to see that a candidate loads, runs and gives finite numbers of the baseline's shape; nothing is measured on them.
 
-use crate::onnx::{Dim, ElementType, Model, Tensor, shown};
+use crate::onnx::{Dim, ElementType, Model, RowShapes, Tensor, shown};
 use std::collections::BTreeMap;
 
 /// Size of a free dimension other than the first.
@@ -10,10 +10,10 @@ const FREE: usize = 16;
 /// Most elements of one input.
 const MOST_ELEMENTS: usize = 1 << 26;
 
-/// One tensor for every input of the model: a batch of one, free dimensions of 16 (equal where they have one name), small
+/// One tensor for every input of the model: a batch of one row of the shape in `rows`, else free dimensions of 16 (equal where they have one name), small
 /// floats of both signs, and ones for integers, which are a valid token, mask and type alike. Says which input has no
 /// declared tensor type.
-pub(crate) fn inputs(model: &Model) -> Result<Vec<Tensor>, String> {
+pub(crate) fn inputs(model: &Model, rows: &RowShapes) -> Result<Vec<Tensor>, String> {
     let graph = &model.graph;
     let given = |name: &str| graph.initializers.iter().any(|tensor| tensor.name == name);
     let mut named: BTreeMap<String, usize> = BTreeMap::new();
@@ -28,11 +28,12 @@ pub(crate) fn inputs(model: &Model) -> Result<Vec<Tensor>, String> {
             .iter()
             .enumerate()
             .map(|(axis, dim)| {
-                let free = if axis == 0 { 1 } else { FREE };
+                let row_size = axis.checked_sub(1).and_then(|axis| rows.get(&info.name)?.get(axis));
+                let free = row_size.copied().unwrap_or(if axis == 0 { 1 } else { FREE });
                 match dim {
                     Dim::Fixed(size) => usize::try_from(*size).ok().filter(|size| *size > 0).unwrap_or(free),
-                    Dim::Named(name) => *named.entry(name.clone()).or_insert(free),
-                    Dim::Unknown => free,
+                    Dim::Named(name) if row_size.is_none() => *named.entry(name.clone()).or_insert(free),
+                    Dim::Named(_) | Dim::Unknown => free,
                 }
             })
             .collect();
@@ -73,10 +74,13 @@ mod tests {
         let x = b.input("x", &[2, 3]);
         let y = b.node("Identity", &[&ids]);
         let z = b.node("Identity", &[&x]);
-        let made = inputs(&b.finish(&[&y, &z])).unwrap();
+        let model = b.finish(&[&y, &z]);
+        let made = inputs(&model, &RowShapes::new()).unwrap();
         assert_eq!(made[0].dims, [1, 1], "one name is one size, and the first is the batch");
         assert_eq!(made[0].to_ints().unwrap(), [1]);
         assert_eq!(made[1].dims, [2, 3]);
         assert!(made[1].to_floats().unwrap().iter().any(|value| *value < 0.0));
+        let rows = RowShapes::from([("ids".to_owned(), vec![5])]);
+        assert_eq!(inputs(&model, &rows).unwrap()[0].dims, [1, 5]);
     }
 }

@@ -31,6 +31,9 @@ pub enum Error {
     /// The model was refused, or could not be written.
     #[error(transparent)]
     Model(#[from] onnx::Error),
+    /// Rows are given in a shape that the model can't have.
+    #[error(transparent)]
+    Shape(#[from] onnx::Mismatch),
     /// A pass failed or changed nothing.
     #[error(transparent)]
     Pass(#[from] passes::Error),
@@ -64,6 +67,9 @@ pub enum Error {
     Data(#[source] DataError),
 }
 
+/// Name under which it is reported how many declared sizes were freed.
+const FREE: &str = "free-dimensions";
+
 /// What to make.
 #[derive(Debug)]
 pub struct Request<'r> {
@@ -77,6 +83,13 @@ pub struct Request<'r> {
     pub threads: usize,
     /// Bounds on the model.
     pub limits: Limits,
+}
+
+/// What the user says of the samples.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    /// Shapes of rows, without the batch: what the model declares otherwise is freed.
+    pub shapes: onnx::RowShapes,
 }
 
 /// Where [`optimize`] is.
@@ -130,24 +143,41 @@ pub fn optimize(
     samples: Samples<'_>,
     progress: &mut dyn FnMut(Step),
 ) -> Result<OptimizeReport, Error> {
+    optimize_given(runtime, request, &Given::default(), samples, progress)
+}
+
+/// Makes one candidate, as [`optimize`] does, for samples of which something is given.
+pub fn optimize_given(
+    runtime: &Runtime,
+    request: &Request<'_>,
+    given: &Given,
+    samples: Samples<'_>,
+    progress: &mut dyn FnMut(Step),
+) -> Result<OptimizeReport, Error> {
     progress(Step::Read);
     let mut model = onnx::read(request.model, &request.limits)?;
     onnx::check(&model, &request.limits)?;
+    let freed = onnx::free_dimensions(&mut model, &given.shapes)?;
     let bytes_before = total_bytes(&model, request.model)?;
     let nodes_before = model.graph.nodes.len();
     let sample = samples().next().transpose().map_err(Error::Data)?;
     let (probe, made_up) = match sample {
         Some(sample) => (sample, false),
         None if request.stages.iter().any(Stage::calibrates) => return Err(Error::NoSample),
-        None => (made_up::inputs(&model).map_err(Error::MadeUp)?, true),
+        None => (made_up::inputs(&model, &given.shapes).map_err(Error::MadeUp)?, true),
     };
     let scratch = Scratch::of(&mut model, request.output, &request.limits)?;
     let once = Options {
         prepack: false,
         ..Options::default()
     };
+    let which = if given.shapes.is_empty() {
+        "baseline"
+    } else {
+        "baseline, with rows of data.inputs[].shape,"
+    };
     // As Assayer's own canonical bytes: ONNX Runtime never sees the file as it came.
-    let baseline = run(runtime.open_model(&model, &once), "baseline", &probe).map_err(|error| match error {
+    let baseline = run(runtime.open_model(&model, &once), which, &probe).map_err(|error| match error {
         Error::Run { source, .. } if made_up => Error::MadeUp(source.to_string()),
         error => error,
     })?;
@@ -157,6 +187,14 @@ pub fn optimize(
     let upgraded = onnx::upgrade(&mut model)?;
     let mut reports = passes::simplify(&mut model, &request.limits)?;
 
+    if !given.shapes.is_empty() {
+        let report = Report {
+            name: FREE,
+            changed: freed,
+            ..Report::default()
+        };
+        reports.insert(0, report);
+    }
     let mut done = 0;
     for stage in request.stages {
         let mut told = |step| {
@@ -264,5 +302,7 @@ fn compare(baseline: &[Tensor], candidate: &[Tensor]) -> Result<BTreeMap<String,
     Ok(differences)
 }
 
+#[cfg(test)]
+mod given_tests;
 #[cfg(test)]
 mod tests;

@@ -156,6 +156,7 @@ impl Bench {
             inputs: vec![InputBinding {
                 name: "bytes".into(),
                 column: "features".into(),
+                shape: None,
             }],
             label: "file_type".into(),
             output: "target_label".into(),
@@ -192,6 +193,7 @@ impl Bench {
             inputs: vec![InputBinding {
                 name: "bytes".into(),
                 column: "features".into(),
+                shape: None,
             }],
             output: self.path("published"),
         }

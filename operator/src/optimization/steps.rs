@@ -154,6 +154,7 @@ fn inputs(spec: &ModelOptimizationSpec) -> Vec<InputBinding> {
     let bind = |input: &assayer_crds::optimization::Input| InputBinding {
         name: input.name.clone(),
         column: input.column.clone(),
+        shape: input.shape.clone(),
     };
     spec.data.inputs.iter().map(bind).collect()
 }

@@ -1,6 +1,7 @@
 //! Staged rows to the tensors that a model takes.
 //!
-//! Decides how rows become batches of a model's declared shape and refuses what does not fit, naming both sides.
+//! Decides how rows become batches of a model's declared shape and refuses what does not fit, naming both sides. Rows of
+//! different lengths are never padded: a batch ends where the next row is shorter or longer.
 
 use std::ops::Range;
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::path::Path;
 use super::staged::{Staged, StagedInput};
 use super::{Error, number};
 use crate::failure::Failure;
-use crate::onnx::{Dim, ElementType, Model, Tensor};
+use crate::onnx::{Dim, ElementType, Model, Tensor, shown};
 
 /// What a model takes.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,7 +75,6 @@ impl Feed {
             })?;
             let source = &staged.header.inputs[index];
             most = most.min(batch_limit(&input, source)?);
-            shape(&input, source, 1)?;
             bound.push((input, index));
         }
         if let Some(extra) = staged
@@ -90,7 +90,57 @@ impl Feed {
             )
             .into());
         }
-        Ok(Self { staged, bound, most })
+        let feed = Self { staged, bound, most };
+        feed.check_rows()?;
+        Ok(feed)
+    }
+
+    /// Every row fits its input, and inputs that share a free dimension agree on its size.
+    fn check_rows(&self) -> Result<(), Error> {
+        for (input, index) in &self.bound {
+            let source = &self.staged.header.inputs[*index];
+            if source.shape.is_some() {
+                shape(input, source, self.staged.width(*index, 0), 1).map_err(|problem| binding(source, problem))?;
+                continue;
+            }
+            let own_free = free(input);
+            let partner = self.bound.iter().find_map(|(other, index)| {
+                let (name, axis) = free(other).filter(|_| other.name != input.name)?;
+                (own_free?.0 == name).then_some((other, axis, *index))
+            });
+            for row in 0..self.rows() {
+                let wrong = |problem| Error::Value {
+                    column: source.column.clone(),
+                    row,
+                    problem,
+                };
+                let width = self.staged.width(*index, row);
+                let own = shape(input, source, width, 1).map_err(wrong)?;
+                let (Some((name, axis)), Some((other, other_axis, other_index))) = (own_free, partner) else {
+                    continue;
+                };
+                let other_source = &self.staged.header.inputs[other_index];
+                let other_width = self.staged.width(other_index, row);
+                let theirs =
+                    shape(other, other_source, other_width, 1).map_err(|problem| binding(other_source, problem))?;
+                if own.get(axis) != theirs.get(other_axis) {
+                    return Err(wrong(format!(
+                        "{width} numbers, but column `{}` has {other_width}: inputs {} and {} share the dimension {}",
+                        other_source.column,
+                        shown(&input.name),
+                        shown(&other.name),
+                        shown(name),
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether two rows can be in one batch.
+    fn alike(&self, one: u64, other: u64) -> bool {
+        let mut indices = self.bound.iter().map(|(_, index)| *index);
+        indices.all(|index| self.staged.width(index, one) == self.staged.width(index, other))
     }
 
     /// Number of rows.
@@ -103,16 +153,17 @@ impl Feed {
         self.most
     }
 
-    /// The tensors of a range of rows.
+    /// The tensors of a range of rows, which must be of one length.
     pub fn tensors(&self, rows: Range<u64>) -> Result<Vec<Tensor>, Error> {
         let count = usize::try_from(rows.end - rows.start).unwrap_or(0);
         let mut tensors = Vec::with_capacity(self.bound.len());
         for (input, index) in &self.bound {
             let source = &self.staged.header.inputs[*index];
-            let bytes = self.staged.rows(*index, rows.start, count)?;
+            let width = self.staged.width(*index, rows.start);
+            let bytes = self.staged.rows(*index, rows.clone())?;
             let bytes = number::convert(source.number, bytes, input.element).map_err(|(at, value)| Error::Value {
                 column: source.column.clone(),
-                row: rows.start + (at / source.shape.iter().product::<usize>().max(1)) as u64,
+                row: rows.start + (at / width.max(1)) as u64,
                 problem: format!(
                     "{value} ({}) can't be given exactly to input `{}` ({:?}): convert the column",
                     source.number.name(),
@@ -120,20 +171,24 @@ impl Feed {
                     input.element
                 ),
             })?;
-            let tensor = Tensor::new(&input.name, input.element, &shape(input, source, count)?, bytes);
+            let dims = shape(input, source, width, count).map_err(|problem| binding(source, problem))?;
+            let tensor = Tensor::new(&input.name, input.element, &dims, bytes);
             tensors.push(tensor.map_err(|error| binding(source, error.to_string()))?);
         }
         Ok(tensors)
     }
 
-    /// The first row alone, which is what a model is tried on, and then batches of at most `size` rows, in order.
+    /// The first row alone, which is what a model is tried on, and then batches of at most `size` rows of one length, in order.
     pub fn batches(&self, size: usize) -> impl Iterator<Item = Result<Vec<Tensor>, Error>> + '_ {
         let size = size.clamp(1, self.most) as u64;
-        let rows = self.rows();
-        let first = (rows > 0).then_some(0..1);
-        let rest = (1..rows).step_by(usize::try_from(size).unwrap_or(usize::MAX));
-        let rest = rest.map(move |from| from..(from + size).min(rows));
-        first.into_iter().chain(rest).map(|rows| self.tensors(rows))
+        let mut next = 0_u64;
+        std::iter::from_fn(move || {
+            let first = next;
+            let most = if first == 0 { 1 } else { size };
+            let end = first.saturating_add(most).min(self.rows());
+            next = (first..end).find(|row| !self.alike(first, *row)).unwrap_or(end);
+            (first < next).then(|| self.tensors(first..next))
+        })
     }
 }
 
@@ -151,20 +206,28 @@ fn batch_limit(input: &Input, source: &StagedInput) -> Result<usize, Error> {
         Some([Dim::Fixed(1), ..]) => Ok(1),
         Some([Dim::Fixed(fixed), ..]) => Err(binding(
             source,
-            format!("its first dimension is fixed at {fixed}: export the model with a free batch dimension"),
+            format!(
+                "its first dimension is fixed at {fixed}, which rows can't fill one at a time: give the shape of a row in \
+                 data.inputs[].shape, which frees it"
+            ),
         )),
+        _ if source.given => Ok(1),
         _ => Ok(usize::MAX),
     }
 }
 
-/// The declared shape with `count` rows: dimensions behind the first must hold exactly a row.
-fn shape(input: &Input, source: &StagedInput, count: usize) -> Result<Vec<usize>, Error> {
-    let row: usize = source.shape.iter().product();
+/// The declared shape with `count` rows of `width` numbers: dimensions behind the first must hold exactly a row. Errors with
+/// what does not fit.
+fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Result<Vec<usize>, String> {
     let mut shape = vec![count];
     let Some(dims) = input.dims.as_deref().map(|dims| dims.get(1..).unwrap_or_default()) else {
-        shape.extend(&source.shape);
+        shape.extend(source.shape.as_deref().unwrap_or(&[width]));
         return Ok(shape);
     };
+    if let Some(row) = source.shape.as_deref().filter(|row| fit(row, dims)) {
+        shape.extend(row);
+        return Ok(shape);
+    }
     let mut fixed = 1_usize;
     let mut free = 0;
     for dim in dims {
@@ -174,8 +237,8 @@ fn shape(input: &Input, source: &StagedInput, count: usize) -> Result<Vec<usize>
         }
     }
     let fits = match free {
-        0 => fixed == row,
-        1 => fixed > 0 && row.is_multiple_of(fixed),
+        0 => fixed == width,
+        1 => fixed > 0 && width.is_multiple_of(fixed),
         _ => false,
     };
     if !fits {
@@ -187,21 +250,41 @@ fn shape(input: &Input, source: &StagedInput, count: usize) -> Result<Vec<usize>
                 Dim::Unknown => "?".into(),
             })
             .collect();
-        return Err(binding(
-            source,
-            format!(
-                "a row has {row} numbers, the model takes [{}] a row",
-                declared.join(", ")
-            ),
+        let way_out = if free > 1 {
+            ": give the shape of a row in data.inputs[].shape"
+        } else {
+            ""
+        };
+        return Err(format!(
+            "a row has {width} numbers, the model takes [{}] a row{way_out}",
+            declared.join(", ")
         ));
     }
     for dim in dims {
         shape.push(match dim {
             Dim::Fixed(size) => usize::try_from(*size).unwrap_or(0),
-            _ => row / fixed,
+            _ => width / fixed,
         });
     }
     Ok(shape)
+}
+
+/// Whether a row's shape is, size by size, what is declared.
+fn fit(row: &[usize], dims: &[Dim]) -> bool {
+    let fits = |(size, dim): (&usize, &Dim)| match dim {
+        Dim::Fixed(fixed) => usize::try_from(*fixed) == Ok(*size),
+        Dim::Named(_) | Dim::Unknown => true,
+    };
+    row.len() == dims.len() && row.iter().zip(dims).all(fits)
+}
+
+/// The name of the free dimension of a row, and where it is; none where there is no name.
+fn free(input: &Input) -> Option<(&str, usize)> {
+    let mut dims = input.dims.iter().flatten().enumerate().skip(1);
+    dims.find_map(|(axis, dim)| match dim {
+        Dim::Named(name) => Some((name.as_str(), axis)),
+        Dim::Fixed(_) | Dim::Unknown => None,
+    })
 }
 
 #[cfg(test)]

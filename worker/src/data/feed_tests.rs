@@ -1,28 +1,39 @@
 //! Rows meet declared shapes and types.
 
 use super::super::Number;
-use super::super::staged::{Header, RowWriter, write_header};
+use super::super::column::Rows;
+use super::super::staged::{Header, InputWriter, write_header};
 use super::*;
 
 fn staged(number: Number, shape: Vec<usize>, rows: u64, bytes: &[u8]) -> tempfile::TempDir {
+    let width: usize = shape.iter().product();
+    let ends = (1..=usize::try_from(rows).unwrap()).map(|row| row * width).collect();
+    folder_of(vec![("x", number, Some(shape), bytes, ends)])
+}
+
+/// Columns as they are staged: input, type, shape where all rows have one, numbers, and where rows end.
+type Staging<'s> = (&'s str, Number, Option<Vec<usize>>, &'s [u8], Vec<usize>);
+
+fn folder_of(columns: Vec<Staging<'_>>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let mut writer = RowWriter::input(folder.path(), 0).unwrap();
-    writer.write(bytes).unwrap();
-    writer.finish().unwrap();
-    let input = StagedInput {
-        input: "x".into(),
-        column: "c".into(),
-        number,
-        shape,
+    let mut header = Header {
+        rows: columns[0].4.len() as u64,
+        inputs: Vec::new(),
     };
-    write_header(
-        folder.path(),
-        &Header {
-            rows,
-            inputs: vec![input],
-        },
-    )
-    .unwrap();
+    for (index, (input, number, shape, bytes, ends)) in columns.into_iter().enumerate() {
+        let mut writer = InputWriter::create(folder.path(), index).unwrap();
+        let bytes = bytes.to_vec();
+        writer.write(&Rows { bytes, ends }).unwrap();
+        assert_eq!(writer.finish().unwrap().is_some(), shape.is_some());
+        header.inputs.push(StagedInput {
+            input: input.into(),
+            column: format!("{input}-column"),
+            number,
+            given: shape.as_ref().is_some_and(|shape| shape.len() > 1),
+            shape,
+        });
+    }
+    write_header(folder.path(), &header).unwrap();
     folder
 }
 
@@ -93,9 +104,15 @@ fn what_does_not_fit_is_refused_with_both_sides() {
             vec![batch(), Dim::Fixed(5)],
             "a row has 4 numbers, the model takes [5] a row",
         ),
-        (vec![batch(), Dim::Unknown, Dim::Unknown], "[?, ?]"),
+        (
+            vec![batch(), Dim::Unknown, Dim::Unknown],
+            "[?, ?] a row: give the shape",
+        ),
         (vec![batch(), Dim::Fixed(0), Dim::Unknown], "[0, ?]"),
-        (vec![Dim::Fixed(10), Dim::Fixed(4)], "fixed at 10"),
+        (
+            vec![Dim::Fixed(10), Dim::Fixed(4)],
+            "fixed at 10, which rows can't fill one at a time: give the shape",
+        ),
         (vec![], "scalar"),
     ] {
         let failure = Feed::open(folder.path(), takes(ElementType::Uint8, Some(dims))).unwrap_err();
@@ -128,4 +145,101 @@ fn what_does_not_fit_is_refused_with_both_sides() {
 fn a_cut_file_is_noticed() {
     let folder = staged(Number::UInt8, vec![4], 2, &[1, 2, 3, 4]);
     assert!(Feed::open(folder.path(), takes(ElementType::Uint8, None)).is_err());
+}
+
+#[test]
+fn rows_of_a_given_shape_keep_it_and_go_one_at_a_time() {
+    let folder = staged(
+        Number::UInt8,
+        vec![1, 2, 2],
+        3,
+        &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
+    );
+    let free = vec![batch(), Dim::Fixed(1), Dim::Unknown, Dim::Unknown];
+    let feed = Feed::open(folder.path(), takes(ElementType::Uint8, Some(free))).unwrap();
+    let batches: Vec<Tensor> = feed.batches(8).map(|batch| batch.unwrap().remove(0)).collect();
+    assert_eq!(
+        batches.iter().map(|tensor| tensor.dims.clone()).collect::<Vec<_>>(),
+        vec![[1, 1, 2, 2]; 3]
+    );
+    assert_eq!(batches[2].bytes(), [9, 10, 11, 12]);
+}
+
+fn sentences(lengths: &[&[usize]]) -> tempfile::TempDir {
+    let bytes: Vec<u8> = (0..=u8::MAX).collect();
+    let columns = ["ids", "mask"].iter().zip(lengths).map(|(input, lengths)| {
+        let ends: Vec<usize> = lengths
+            .iter()
+            .scan(0, |end, length| {
+                *end += length;
+                Some(*end)
+            })
+            .collect();
+        (*input, Number::UInt8, None, &bytes[..*ends.last().unwrap()], ends)
+    });
+    folder_of(columns.collect())
+}
+
+fn tokens(names: &[&str], length: &Dim) -> Vec<Input> {
+    let input = |name: &&str| Input {
+        name: (*name).into(),
+        element: ElementType::Uint8,
+        dims: Some(vec![batch(), length.clone()]),
+    };
+    names.iter().map(input).collect()
+}
+
+#[test]
+fn rows_run_at_their_natural_length_in_order() {
+    let folder = sentences(&[&[2, 2, 2, 2, 3, 1, 1]]);
+    let feed = Feed::open(folder.path(), tokens(&["ids"], &Dim::Unknown)).unwrap();
+    for (size, wanted) in [
+        (8, vec![[1, 2], [3, 2], [1, 3], [2, 1]]),
+        (2, vec![[1, 2], [2, 2], [1, 2], [1, 3], [2, 1]]),
+    ] {
+        let batches: Vec<Tensor> = feed.batches(size).map(|batch| batch.unwrap().remove(0)).collect();
+        assert_eq!(batches.iter().map(|t| t.dims.clone()).collect::<Vec<_>>(), wanted);
+        let all: Vec<u8> = batches.iter().flat_map(|tensor| tensor.bytes().to_vec()).collect();
+        assert_eq!(all, (0..13).collect::<Vec<u8>>());
+    }
+    assert_eq!(feed.tensors(4..5).unwrap()[0].bytes(), [8, 9, 10]);
+    let two = sentences(&[&[2, 2, 2, 3], &[4, 4, 5, 5]]);
+    let mut inputs = tokens(&["ids"], &Dim::Named("tokens".into()));
+    inputs.extend(tokens(&["mask"], &Dim::Named("others".into())));
+    let feed = Feed::open(two.path(), inputs).unwrap();
+    let sizes: Vec<usize> = feed.batches(8).map(|batch| batch.unwrap()[0].dims[0]).collect();
+    assert_eq!(sizes, [1, 1, 1, 1], "a batch ends where any column's length changes");
+}
+
+#[test]
+fn rows_of_a_length_that_does_not_fit_are_named() {
+    let length = Dim::Named("length".into());
+    let alike = sentences(&[&[2, 3, 1], &[2, 3, 1]]);
+    assert!(Feed::open(alike.path(), tokens(&["ids", "mask"], &length)).is_ok());
+    let folder = sentences(&[&[2, 3, 1], &[2, 2, 1]]);
+    let refused = |inputs| Feed::open(folder.path(), inputs).unwrap_err().message;
+    let message = refused(tokens(&["ids", "mask"], &length));
+    assert!(
+        message.contains("column `ids-column`, row 1: 3 numbers, but column `mask-column` has 2"),
+        "{message}"
+    );
+    let message = refused(tokens(&["ids", "mask"], &Dim::Fixed(2)));
+    assert!(
+        message.contains("row 1: a row has 3 numbers, the model takes [2]"),
+        "{message}"
+    );
+}
+
+#[test]
+fn ends_that_are_no_ends_are_noticed() {
+    let folder = sentences(&[&[2, 3, 1]]);
+    let ends = folder.path().join("0.ends");
+    let whole = std::fs::read(&ends).unwrap();
+    assert_eq!(whole.len(), 24);
+    let swapped = [&whole[8..16], &whole[..8], &whole[16..]].concat();
+    let longer = [&whole[..16], &9_u64.to_le_bytes()].concat();
+    for bad in [&whole[..16], &whole[..20], &swapped, &longer] {
+        std::fs::write(&ends, bad).unwrap();
+        assert!(Feed::open(folder.path(), tokens(&["ids"], &Dim::Unknown)).is_err());
+    }
 }

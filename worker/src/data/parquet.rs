@@ -16,10 +16,11 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use super::Error;
-use super::column::Column;
+use super::column::{Column, Rows};
 use super::overlap::{Fingerprint, Fingerprints};
-use super::staged::{Header, RowWriter, StagedInput, write_header};
+use super::staged::{Header, InputWriter, RowWriter, StagedInput, write_header};
 use crate::failure::Failure;
+use crate::onnx::RowShapes;
 
 /// Rows that are decoded at once.
 const BATCH: usize = 256;
@@ -52,15 +53,15 @@ pub fn split(parquet: &Path, split: &Split<'_>) -> Result<u64, Failure> {
         .into());
     }
     let mut source = Source::open(parquet, split.inputs, split.label.map(|(label, _)| label))?;
-    let mut writers: Vec<RowWriter> = (0..split.inputs.len())
-        .map(|index| RowWriter::input(split.into, index))
+    let mut writers: Vec<InputWriter> = (0..split.inputs.len())
+        .map(|index| InputWriter::create(split.into, index))
         .collect::<Result<_, _>>()?;
     let mut labels = split.label.map(|(_, folder)| RowWriter::labels(folder)).transpose()?;
     let (mut rows, mut shared, mut first_shared) = (0_u64, 0_u64, 0_u64);
     let most = split.most.unwrap_or(u64::MAX);
     while let Some(batch) = source.next(usize::try_from(most - rows).unwrap_or(usize::MAX))? {
-        for (writer, bytes) in writers.iter_mut().zip(&batch.columns) {
-            writer.write(bytes)?;
+        for (writer, rows) in writers.iter_mut().zip(&batch.columns) {
+            writer.write(rows)?;
         }
         if let Some(writer) = &mut labels {
             let bytes: Vec<u8> = batch.labels.iter().flat_map(|label| label.to_le_bytes()).collect();
@@ -87,25 +88,28 @@ pub fn split(parquet: &Path, split: &Split<'_>) -> Result<u64, Failure> {
         }
         .into());
     }
-    writers.into_iter().chain(labels).try_for_each(RowWriter::finish)?;
-    let inputs = split
-        .inputs
-        .iter()
-        .zip(&source.columns)
-        .map(|(bound, column)| StagedInput {
+    labels.map_or(Ok(()), RowWriter::finish)?;
+    let mut inputs = Vec::with_capacity(split.inputs.len());
+    for ((bound, column), writer) in split.inputs.iter().zip(&source.columns).zip(writers) {
+        inputs.push(StagedInput {
             input: bound.name.clone(),
             column: bound.column.clone(),
             number: column.number,
-            shape: column.shape(),
+            shape: writer.finish()?.map(|width| column.shape(width)),
+            given: bound.shape.is_some(),
         });
-    write_header(
-        split.into,
-        &Header {
-            rows,
-            inputs: inputs.collect(),
-        },
-    )?;
+    }
+    write_header(split.into, &Header { rows, inputs })?;
     Ok(rows)
+}
+
+/// The shapes of rows that the user gave.
+pub fn row_shapes(inputs: &[InputBinding]) -> RowShapes {
+    let size = |size: &u32| usize::try_from(*size).unwrap_or(usize::MAX);
+    let given = inputs.iter().filter_map(|input| Some((input, input.shape.as_ref()?)));
+    given
+        .map(|(input, shape)| (input.name.clone(), shape.iter().map(size).collect()))
+        .collect()
 }
 
 /// Fingerprints of every row's bound columns.
@@ -127,10 +131,10 @@ struct Source<'a> {
     rows: u64,
 }
 
-/// Rows, as bytes per bound column.
+/// Rows, per bound column.
 struct Batch {
     rows: usize,
-    columns: Vec<Vec<u8>>,
+    columns: Vec<Rows>,
     labels: Vec<i64>,
 }
 
@@ -144,7 +148,8 @@ impl<'a> Source<'a> {
             let mut columns = Vec::new();
             for bound in inputs {
                 let index = find(&schema, &bound.column)?;
-                columns.push(Column::new(&bound.column, schema.field(index).data_type())?);
+                let given = row_shapes(std::slice::from_ref(bound)).remove(&bound.name);
+                columns.push(Column::new(&bound.column, schema.field(index).data_type(), given)?);
                 roots.push(index);
             }
             if let Some(label) = label {
@@ -185,9 +190,7 @@ impl<'a> Source<'a> {
             };
             let mut columns = Vec::new();
             for (bound, column) in self.inputs.iter().zip(&mut self.columns) {
-                let mut bytes = Vec::new();
-                column.append(array(&batch, &bound.column)?, &mut bytes)?;
-                columns.push(bytes);
+                columns.push(column.read(array(&batch, &bound.column)?)?);
             }
             let labels = match self.label {
                 Some(label) => labels(label, array(&batch, label)?, self.rows)?,
@@ -203,11 +206,16 @@ impl<'a> Source<'a> {
     }
 
     fn fingerprints<'b>(&'b self, batch: &'b Batch) -> impl Iterator<Item = [u8; 32]> + 'b {
-        (0..batch.rows).map(move |row| {
+        let mut columns: Vec<_> = self
+            .columns
+            .iter()
+            .zip(&batch.columns)
+            .map(|(column, rows)| (column.number, rows.each(column.number)))
+            .collect();
+        (0..batch.rows).map(move |_| {
             let mut print = Fingerprint::default();
-            for (column, bytes) in self.columns.iter().zip(&batch.columns) {
-                let width = column.row_bytes();
-                print.add(column.number, &bytes[row * width..(row + 1) * width]);
+            for (number, rows) in &mut columns {
+                print.add(*number, rows.next().unwrap_or_default());
             }
             print.finish()
         })

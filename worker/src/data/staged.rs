@@ -1,16 +1,19 @@
 //! Staged data: what `stage` leaves for the containers that load models.
 //!
 //! A folder with `inputs.json` (rows, and per input its column, number type and row shape) and one file an input
-//! (`0.bin`, `1.bin`, …): the rows one after the other, little-endian, all of the same length, so that row *i* starts at
-//! *i* times the row's bytes. Labels lie in another folder as `labels.bin`: one signed 64-bit integer a row.
+//! (`0.bin`, `1.bin`, …): the rows one after the other, little-endian. Where all rows have one length, row *i* starts at
+//! *i* times the row's bytes; else `0.ends`, … says where each row ends: unsigned 64-bit integers that count numbers.
+//! Labels lie in another folder as `labels.bin`: one signed 64-bit integer a row.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::column::Rows;
 use super::{Error, Number};
 use crate::failure::{Failure, bug};
 use crate::layout::{read_note, write_note};
@@ -38,15 +41,12 @@ pub struct StagedInput {
     pub column: String,
     /// Type of its numbers.
     pub number: Number,
-    /// Shape of a row.
-    pub shape: Vec<usize>,
-}
-
-impl StagedInput {
-    /// Bytes of a row.
-    pub fn row_bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.number.bytes()
-    }
+    /// Shape of a row; none where rows are lists of different lengths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<Vec<usize>>,
+    /// Whether the user gave that shape. Such rows go one at a time: nothing says whether the model takes more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given: bool,
 }
 
 /// Writes one file of rows.
@@ -56,10 +56,6 @@ pub(super) struct RowWriter {
 }
 
 impl RowWriter {
-    pub(super) fn input(folder: &Path, index: usize) -> Result<Self, Error> {
-        Self::create(folder.join(format!("{index}.bin")))
-    }
-
     pub(super) fn labels(folder: &Path) -> Result<Self, Error> {
         Self::create(folder.join(LABELS))
     }
@@ -81,6 +77,68 @@ impl RowWriter {
     }
 }
 
+/// Writes the rows of one input, and where they end once two of them differ in length.
+pub(super) struct InputWriter {
+    values: RowWriter,
+    ends: Option<RowWriter>,
+    ends_path: PathBuf,
+    /// Numbers in the first row.
+    width: Option<u64>,
+    rows: u64,
+    /// Numbers written.
+    numbers: u64,
+}
+
+impl InputWriter {
+    pub(super) fn create(folder: &Path, index: usize) -> Result<Self, Error> {
+        Ok(Self {
+            values: RowWriter::create(values_path(folder, index))?,
+            ends: None,
+            ends_path: ends_path(folder, index),
+            width: None,
+            rows: 0,
+            numbers: 0,
+        })
+    }
+
+    pub(super) fn write(&mut self, rows: &Rows) -> Result<(), Error> {
+        let before = self.numbers;
+        for &end in &rows.ends {
+            let end = before + end as u64;
+            let width = *self.width.get_or_insert(end - self.numbers);
+            if self.ends.is_none() && width != end - self.numbers {
+                let mut ends = RowWriter::create(self.ends_path.clone())?;
+                (1..=self.rows).try_for_each(|row| ends.write(&(row * width).to_le_bytes()))?;
+                self.ends = Some(ends);
+            }
+            if let Some(ends) = &mut self.ends {
+                ends.write(&end.to_le_bytes())?;
+            }
+            self.numbers = end;
+            self.rows += 1;
+        }
+        self.values.write(&rows.bytes)
+    }
+
+    /// Numbers in a row; none where rows differ.
+    pub(super) fn finish(self) -> Result<Option<usize>, Error> {
+        self.values.finish()?;
+        if let Some(ends) = self.ends {
+            ends.finish()?;
+            return Ok(None);
+        }
+        Ok(Some(self.width.map_or(0, |width| usize::try_from(width).unwrap_or(0))))
+    }
+}
+
+fn values_path(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("{index}.bin"))
+}
+
+fn ends_path(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("{index}.ends"))
+}
+
 /// Writes the header last: a folder without it is incomplete.
 pub(super) fn write_header(folder: &Path, header: &Header) -> Result<(), Failure> {
     write_note(&folder.join(HEADER), header)
@@ -91,37 +149,88 @@ pub(super) fn write_header(folder: &Path, header: &Header) -> Result<(), Failure
 pub struct Staged {
     /// What lies there.
     pub header: Header,
-    files: Vec<File>,
+    columns: Vec<Values>,
+}
+
+/// One input's rows.
+#[derive(Debug)]
+struct Values {
+    file: File,
+    number: Number,
+    ends: Ends,
+}
+
+/// Where rows end, in numbers.
+#[derive(Debug)]
+enum Ends {
+    /// All rows are as long.
+    Every(u64),
+    Each(Vec<u64>),
+}
+
+impl Ends {
+    /// Numbers before a row, which may be the one after the last.
+    fn before(&self, row: u64) -> u64 {
+        match self {
+            Self::Every(width) => row.saturating_mul(*width),
+            Self::Each(ends) => {
+                let last = row.checked_sub(1).and_then(|row| usize::try_from(row).ok());
+                last.and_then(|row| ends.get(row)).copied().unwrap_or(0)
+            }
+        }
+    }
 }
 
 impl Staged {
     /// Opens a folder and checks that its files are as long as its header says.
     pub fn open(folder: &Path) -> Result<Self, Failure> {
         let header: Header = read_note(&folder.join(HEADER))?;
-        let mut files = Vec::new();
+        let mut columns = Vec::new();
         for (index, input) in header.inputs.iter().enumerate() {
-            let path = folder.join(format!("{index}.bin"));
+            let broken = |what: String| bug(format!("staged input `{}` {what}", input.input));
+            let path = values_path(folder, index);
             let file = File::open(&path).map_err(Error::disk("open", &path))?;
             let length = file.metadata().map_err(Error::disk("inspect", &path))?.len();
-            if Some(length) != header.rows.checked_mul(input.row_bytes() as u64) {
-                return Err(bug(format!(
-                    "staged input `{}` has {length} bytes for {} rows",
-                    input.input, header.rows
-                )));
+            let ends = match &input.shape {
+                Some(shape) => Ends::Every(shape.iter().product::<usize>() as u64),
+                None => Ends::Each(read_ends(&ends_path(folder, index), header.rows).map_err(broken)?),
+            };
+            if ends.before(header.rows).checked_mul(input.number.bytes() as u64) != Some(length) {
+                return Err(broken(format!("has {length} bytes for {} rows", header.rows)));
             }
-            files.push(file);
+            let number = input.number;
+            columns.push(Values { file, number, ends });
         }
-        Ok(Self { header, files })
+        Ok(Self { header, columns })
     }
 
-    /// The bytes of `count` rows of input `index`, from row `first`.
-    pub fn rows(&self, index: usize, first: u64, count: usize) -> Result<Vec<u8>, Error> {
-        let row = self.header.inputs[index].row_bytes();
-        let mut bytes = vec![0; row * count];
-        let read = self.files[index].read_exact_at(&mut bytes, first * row as u64);
+    /// Numbers in row `row` of input `index`.
+    pub fn width(&self, index: usize, row: u64) -> usize {
+        let ends = &self.columns[index].ends;
+        usize::try_from(ends.before(row + 1).saturating_sub(ends.before(row))).unwrap_or(usize::MAX)
+    }
+
+    /// The bytes of some rows of input `index`.
+    pub fn rows(&self, index: usize, rows: Range<u64>) -> Result<Vec<u8>, Error> {
+        let Values { file, number, ends } = &self.columns[index];
+        let size = number.bytes() as u64;
+        let (begin, end) = (ends.before(rows.start) * size, ends.before(rows.end) * size);
+        let mut bytes = vec![0; usize::try_from(end.saturating_sub(begin)).unwrap_or(usize::MAX)];
+        let read = file.read_exact_at(&mut bytes, begin);
         read.map_err(Error::disk("read", "staged inputs"))?;
         Ok(bytes)
     }
+}
+
+/// Where each of `rows` rows ends, or what is wrong with the file that says so.
+fn read_ends(path: &Path, rows: u64) -> Result<Vec<u64>, String> {
+    let bytes = std::fs::read(path).map_err(|error| format!("has no readable {}: {error}", path.display()))?;
+    let (ends, rest) = bytes.as_chunks::<8>();
+    let ends: Vec<u64> = ends.iter().map(|end| u64::from_le_bytes(*end)).collect();
+    if !rest.is_empty() || ends.len() as u64 != rows || !ends.is_sorted_by(|one, next| one < next) {
+        return Err(format!("has {} ends out of order for {rows} rows", ends.len()));
+    }
+    Ok(ends)
 }
 
 /// Reads the staged labels.

@@ -33,6 +33,7 @@ fn bound() -> Vec<InputBinding> {
     vec![InputBinding {
         name: "bytes".into(),
         column: "features".into(),
+        shape: None,
     }]
 }
 
@@ -76,9 +77,12 @@ fn inputs_and_labels_part_ways() {
     ]);
     assert_eq!(folder.split(None, None).unwrap(), 600);
     let staged = Staged::open(&folder.dir.path().join("inputs")).unwrap();
-    assert_eq!((staged.header.rows, &staged.header.inputs[0].shape), (600, &vec![2]));
     assert_eq!(
-        staged.rows(0, 599, 1).unwrap(),
+        (staged.header.rows, &staged.header.inputs[0].shape),
+        (600, &Some(vec![2]))
+    );
+    assert_eq!(
+        staged.rows(0, 599..600).unwrap(),
         [599_i32.to_le_bytes(), 1198_i32.to_le_bytes()].concat()
     );
     let labels = read_labels(&folder.dir.path().join("labels")).unwrap();
@@ -90,6 +94,35 @@ fn inputs_and_labels_part_ways() {
     assert_eq!(names.len(), 2, "only the header and one column: {names:?}");
     assert_eq!(folder.split(Some(300), None).unwrap(), 300);
     assert_eq!(read_labels(&folder.dir.path().join("labels")).unwrap().len(), 300);
+}
+
+/// Rows of one to seven numbers.
+fn ragged(rows: std::ops::Range<i32>) -> ArrayRef {
+    Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(rows.map(|row| {
+        Some((0..=row % 7).map(move |at| Some(row + at)).collect::<Vec<_>>())
+    })))
+}
+
+#[test]
+fn rows_of_different_lengths_are_split_labelled_and_compared() {
+    let columns = || vec![("features", ragged(0..600)), ("label", labels(0..600))];
+    let folder = Folder::with(columns());
+    assert_eq!(folder.split(None, None).unwrap(), 600);
+    let staged = Staged::open(&folder.dir.path().join("inputs")).unwrap();
+    assert_eq!((staged.header.rows, &staged.header.inputs[0].shape), (600, &None));
+    for row in [0, 1, 5, 255, 256, 599] {
+        let wanted = (0..=row % 7).flat_map(|at| i32::try_from(row + at).unwrap().to_le_bytes());
+        assert_eq!(staged.rows(0, row..row + 1).unwrap(), wanted.collect::<Vec<u8>>());
+    }
+    assert_eq!(read_labels(&folder.dir.path().join("labels")).unwrap().len(), 600);
+    let other = Folder::with(vec![("features", ragged(595..700)), ("label", labels(0..105))]);
+    let prints = fingerprints(&other.parquet, &bound()).unwrap();
+    let failure = folder.split(None, Some(&prints)).unwrap_err();
+    assert!(failure.message.contains("5 of 600"), "{}", failure.message);
+    // Where all rows that are taken have one length, nothing says where they end.
+    assert_eq!(folder.split(Some(1), None).unwrap(), 1);
+    let staged = Staged::open(&folder.dir.path().join("inputs")).unwrap();
+    assert_eq!(staged.header.inputs[0].shape, Some(vec![1]));
 }
 
 #[test]
@@ -163,6 +196,7 @@ fn a_label_that_is_an_input_is_refused() {
     let inputs = vec![InputBinding {
         name: "bytes".into(),
         column: "label".into(),
+        shape: None,
     }];
     let labels = folder.dir.path().join("labels");
     let into = folder.dir.path().join("inputs");

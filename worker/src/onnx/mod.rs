@@ -13,6 +13,7 @@ mod encode;
 mod error;
 mod external;
 mod file;
+mod free;
 mod index;
 mod limits;
 mod model;
@@ -33,6 +34,7 @@ pub use self::{
     element::ElementType,
     error::{Error, shown},
     file::{Written, from_bytes, read, to_bytes, to_bytes_beside, write, write_scratch},
+    free::{Mismatch, RowShapes, free_dimensions},
     index::{Index, Use, captured},
     limits::Limits,
     model::{

@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use super::techniques;
 use crate::calibrate::{self, DataError};
-use crate::data::{self, Feed, inputs_of};
+use crate::data::{self, Feed, inputs_of, row_shapes};
 use crate::deadline::Start;
 use crate::failure::{Failure, Result, bug, disk, refused};
 use crate::layout::{Layout, clear, write_note};
 use crate::onnx::{self, Limits};
-use crate::optimize::{self, OptimizeReport, Request, Step};
+use crate::optimize::{self, Given, OptimizeReport, Request, Step};
 use crate::passes;
-use crate::run::{describe, machine, model_failure, provider};
+use crate::run::{describe, machine, model_failure, provider, shape_failure};
 use crate::sandbox::{self, Level};
 use crate::session;
 use crate::storage;
@@ -58,7 +58,10 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         session::Runtime::load(None).map_err(|error| provider::failure_of(&error, reasons::RUNTIME_FAILED))?;
     sandbox::enter(Level::Model)?;
     let limits = Limits::default();
-    let feed = feed(plan, layout, &source, &limits)?;
+    let given = Given {
+        shapes: row_shapes(&plan.inputs),
+    };
+    let feed = feed(plan, layout, &source, &limits, &given)?;
     let used = std::cell::Cell::new(0_u64);
     let open = || {
         used.set(0);
@@ -80,7 +83,8 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         threads: threads as usize,
         limits,
     };
-    let report = optimize::optimize(&runtime, &request, &open, &mut progress).map_err(|error| failure(&error))?;
+    let report =
+        optimize::optimize_given(&runtime, &request, &given, &open, &mut progress).map_err(|error| failure(&error))?;
     let made = storage::list(&folder, storage::Limits::default())?;
     let note = OptimizeNote {
         runtime: describe(provider::version(&runtime), threads),
@@ -102,11 +106,18 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
 }
 
 /// Calibration rows, bound to the model's inputs; none where no stage needs any and the user gave none.
-fn feed(plan: &MakePlan, layout: &Layout, source: &std::path::Path, limits: &Limits) -> Result<Option<Feed>> {
+fn feed(
+    plan: &MakePlan,
+    layout: &Layout,
+    source: &std::path::Path,
+    limits: &Limits,
+    given: &Given,
+) -> Result<Option<Feed>> {
     if plan.calibration.is_none() {
         return Ok(None);
     }
-    let model = onnx::read(source, limits).map_err(|error| model_failure("baseline", &error))?;
+    let mut model = onnx::read(source, limits).map_err(|error| model_failure("baseline", &error))?;
+    onnx::free_dimensions(&mut model, &given.shapes).map_err(|error| shape_failure("baseline", &error))?;
     Feed::open(&layout.inputs(), inputs_of(&model)?).map(Some)
 }
 
@@ -141,6 +152,7 @@ fn failure(error: &optimize::Error) -> Failure {
     let message = error.to_string();
     match error {
         E::Model(error) => model_failure("baseline", error),
+        E::Shape(error) => shape_failure("baseline", error),
         E::Pass(passes::Error::NoEffect { .. }) => refused(reasons::NO_EFFECT, message),
         E::Pass(passes::Error::Setting { .. } | passes::Error::Pattern { .. })
         | E::Calibration(calibrate::Error::Percentile(_)) => refused(reasons::PLAN_INVALID, message),

@@ -23,7 +23,7 @@ pub use self::process::Program;
 use self::measure::Budget;
 use self::process::{Process, Which};
 use self::protocol::{Setup, WireInput};
-use crate::data::inputs_of;
+use crate::data::{inputs_of, row_shapes};
 use crate::failure::{Failure, Result, disk, reasons, refused};
 use crate::layout::{Layout, clear, write_note};
 use crate::onnx::{self, Limits};
@@ -154,7 +154,9 @@ fn start(
     let files = storage::list(&folder, storage::Limits::default())?;
     let source = storage::single(&folder, "onnx", &files, which.name())?;
     let limits = Limits::default();
-    let model = onnx::read(&source, &limits).map_err(|error| refuse(&error))?;
+    let mut model = onnx::read(&source, &limits).map_err(|error| refuse(&error))?;
+    onnx::free_dimensions(&mut model, &row_shapes(&plan.inputs))
+        .map_err(|error| shape_failure(which.name(), &error))?;
     onnx::check(&model, &limits).map_err(|error| refuse(&error))?;
     let inputs = inputs_of(&model)?;
     let checked = scratch.join(which.name());
@@ -170,6 +172,11 @@ fn start(
         threads,
     };
     Process::start(which, program, &setup)
+}
+
+/// A refusal of shapes that the model can't have.
+pub(crate) fn shape_failure(name: &str, error: &onnx::Mismatch) -> Failure {
+    refused(reasons::COLUMN_MISSING, format!("{name}: {error}"))
 }
 
 /// A refusal of a model file, by class.

@@ -33,19 +33,27 @@ pub(super) struct Setup {
     pub(super) threads: u32,
 }
 
-/// An input; dimensions that are free are `None`.
+/// An input; dimensions that are free and have no name are `None`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct WireInput {
     name: String,
     element: i64,
-    dims: Option<Vec<Option<i64>>>,
+    dims: Option<Vec<Option<WireDim>>>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum WireDim {
+    Fixed(i64),
+    Named(String),
 }
 
 impl From<&Input> for WireInput {
     fn from(input: &Input) -> Self {
         let size = |dim: &Dim| match dim {
-            Dim::Fixed(size) => Some(*size),
-            Dim::Named(_) | Dim::Unknown => None,
+            Dim::Fixed(size) => Some(WireDim::Fixed(*size)),
+            Dim::Named(name) => Some(WireDim::Named(name.clone())),
+            Dim::Unknown => None,
         };
         Self {
             name: input.name.clone(),
@@ -58,7 +66,11 @@ impl From<&Input> for WireInput {
 impl WireInput {
     /// Back to an input; none if the element type's number is unknown.
     pub(super) fn to_input(&self) -> Option<Input> {
-        let dim = |size: &Option<i64>| size.map_or(Dim::Unknown, Dim::Fixed);
+        let dim = |dim: &Option<WireDim>| match dim {
+            Some(WireDim::Fixed(size)) => Dim::Fixed(*size),
+            Some(WireDim::Named(name)) => Dim::Named(name.clone()),
+            None => Dim::Unknown,
+        };
         Some(Input {
             name: self.name.clone(),
             element: ElementType::from_number(self.element)?,
@@ -143,10 +155,11 @@ mod tests {
         let input = Input {
             name: "x".into(),
             element: ElementType::Int32,
-            dims: Some(vec![Dim::Named("N".into()), Dim::Fixed(2_048)]),
+            dims: Some(vec![Dim::Named("N".into()), Dim::Unknown, Dim::Fixed(2_048)]),
         };
-        let back = WireInput::from(&input).to_input().unwrap();
-        assert_eq!(back.dims, Some(vec![Dim::Unknown, Dim::Fixed(2_048)]));
-        assert_eq!((back.name, back.element), (input.name, input.element));
+        let mut pipe = Vec::new();
+        say(&mut pipe, &WireInput::from(&input)).unwrap();
+        let back: WireInput = hear(&mut &pipe[..]).unwrap().unwrap();
+        assert_eq!(back.to_input().unwrap(), input);
     }
 }
