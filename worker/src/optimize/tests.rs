@@ -233,8 +233,8 @@ fn equal_inputs_give_equal_bytes_at_any_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
     let quantize = |calibration, granularity, recovery| {
         Stage::Quantize(Quantize {
-            calibration,
             granularity,
+            calibration,
             recovery,
             ..Quantize::default()
         })
