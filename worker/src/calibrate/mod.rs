@@ -206,6 +206,41 @@ pub fn observe<T: Rows + Send>(
     })
 }
 
+/// The ranges of `taps` alone.
+pub fn calibrate(
+    runtime: &Runtime,
+    threads: usize,
+    model: &Model,
+    taps: &[String],
+    method: Method,
+    batches: Batches<'_>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<BTreeMap<String, Observed>, Error> {
+    let wanted = Wanted {
+        ranges: taps,
+        method,
+        rows: &[],
+    };
+    observe::<Channels>(runtime, threads, model, &wanted, batches, progress).map(|learned| learned.ranges)
+}
+
+/// What `T` keeps of the rows of `taps` alone.
+pub fn rows<T: Rows + Send>(
+    runtime: &Runtime,
+    threads: usize,
+    model: &Model,
+    taps: &[String],
+    batches: Batches<'_>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<BTreeMap<String, T>, Error> {
+    let wanted = Wanted {
+        ranges: &[],
+        method: Method::MinMax,
+        rows: taps,
+    };
+    observe(runtime, threads, model, &wanted, batches, progress).map(|learned| learned.rows)
+}
+
 /// Adds what a run gave to what is kept of each tensor. The error is that of the first name, whichever thread was first.
 fn side_by_side<K: Send>(
     kept: &mut BTreeMap<String, K>,
