@@ -185,9 +185,14 @@ pub enum Granularity {
 #[cfg_attr(feature = "kube", x_kube(validation = (
     "!has(self.percentile) || self.method == 'Percentile'",
     "percentile is for method Percentile: remove it or set method: Percentile")))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.averagingConstant) || self.method == 'MovingAverage'",
+    "averagingConstant is for method MovingAverage: remove it or set method: MovingAverage")))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CalibrationMethod {
-    /// `MinMax` keeps everything seen; `Entropy` clips where the Kullback-Leibler divergence is least; `Percentile` clips the tails.
+    /// `MinMax` keeps everything seen; `MovingAverage` the average of the extremes of runs of up to 8 rows, in the order of the rows;
+    /// `Entropy` clips where the Kullback-Leibler divergence is least; `Percentile` clips the tails; `MeanSquaredError` clips where rounding
+    /// and clipping together lose least.
     pub method: CalibrationKind,
     /// Share of values, in percent, that stays inside the range with method `Percentile`. Default 99.999.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -196,6 +201,13 @@ pub struct CalibrationMethod {
         schemars(length(max = 16), regex(pattern = r"^(100(\.0{1,9})?|[5-9][0-9](\.[0-9]{1,9})?)$"))
     )]
     pub percentile: Option<String>,
+    /// Share of its distance by which each run moves the average with method `MovingAverage`, 0.0001 to 1. Default 0.01.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "kube",
+        schemars(length(max = 9), regex(pattern = r"^(1(\.0{1,4})?|0\.0{0,3}[1-9][0-9]{0,3})$"))
+    )]
+    pub averaging_constant: Option<String>,
 }
 
 /// Method of choosing activation ranges.
@@ -205,10 +217,14 @@ pub enum CalibrationKind {
     /// Smallest and largest value seen.
     #[default]
     MinMax,
+    /// Smallest and largest value of a run, averaged over runs.
+    MovingAverage,
     /// Least divergence between the float and the quantized distribution.
     Entropy,
     /// Symmetric share of the distribution.
     Percentile,
+    /// Least mean squared error of rounding and clipping.
+    MeanSquaredError,
 }
 
 /// Why `stages` can't be carried out in this order, for people; none if they can.

@@ -276,26 +276,36 @@ impl Session {
         self.0.outputs().iter().map(ort::value::Outlet::name).collect()
     }
 
-    /// Runs once. Each output is lent to `each` and freed afterwards.
+    /// Runs once. Each output is lent to `each`; all are freed afterwards.
     pub fn run<E: From<Error>>(
         &mut self,
         inputs: &[Tensor],
-        mut each: impl FnMut(Output<'_>) -> Result<(), E>,
+        each: impl FnMut(Output<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.run_whole(inputs, |outputs| outputs.into_iter().try_for_each(each))
+    }
+
+    /// Runs once. The outputs are lent to `all` together and freed afterwards.
+    pub fn run_whole<E: From<Error>>(
+        &mut self,
+        inputs: &[Tensor],
+        all: impl FnOnce(Vec<Output<'_>>) -> Result<(), E>,
     ) -> Result<(), E> {
         let values: Vec<(&str, SessionInputValue<'_>)> = inputs
             .iter()
             .map(|tensor| Ok((tensor.name.as_str(), to_value(tensor)?)))
             .collect::<Result<_, Error>>()?;
         let outputs = self.0.run(values).map_err(call("run the model"))?;
-        for (name, value) in &outputs {
-            let value: &DynValue = &value;
+        let outputs: Vec<_> = (&outputs).into_iter().collect();
+        let lent = outputs.iter().map(|(name, value)| {
+            let value: &DynValue = value;
             let shape = match value.dtype() {
                 ValueType::Tensor { shape, .. } => shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect(),
                 _ => Vec::new(),
             };
-            each(Output { name, shape, value })?;
-        }
-        Ok(())
+            Output { name, shape, value }
+        });
+        all(lent.collect())
     }
 }
 

@@ -4,10 +4,13 @@
 //! added and the width doubles: the result depends only on the values, not on their order or on how they were split.
 
 use super::range::{Extent, Range};
+use rayon::prelude::*;
 
 /// Bins on each side of zero.
 const HALF: i64 = 16_384;
 const BINS: usize = 32_768; // twice HALF
+/// Values that are counted apart before they are merged: so many that counting costs far more than merging.
+const PART: usize = 1 << 20;
 /// Narrowest bins: below the smallest normal float nothing needs to be told apart.
 const MIN_EXPONENT: i32 = -126;
 
@@ -33,14 +36,39 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Adds finite values whose extremes are `extent`.
+    /// Adds finite values whose extremes are `extent`; many of them in parts, which merge to the same counts.
+    pub fn add(&mut self, values: &[f32], extent: Extent) {
+        self.widen(exponent_for(extent.magnitude()));
+        if values.len() <= PART {
+            return self.count(values);
+        }
+        let exponent = self.exponent;
+        let parts = values.par_chunks(PART).fold(
+            || Self {
+                exponent,
+                ..Self::default()
+            },
+            |mut part, values| {
+                part.count(values);
+                part
+            },
+        );
+        let merged = parts.reduce_with(|mut left, right| {
+            left.merge(right);
+            left
+        });
+        if let Some(merged) = merged {
+            self.merge(merged);
+        }
+    }
+
+    /// Counts values that fall inside.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "the bin was made to fit by `widen`"
+        reason = "the bins were made to fit by `widen`"
     )]
-    pub fn add(&mut self, values: &[f32], extent: Extent) {
-        self.widen(exponent_for(extent.magnitude()));
+    fn count(&mut self, values: &[f32]) {
         // A power of two: the product is exact up to underflow, which `floor` sends to the right side of zero.
         let scale = 2_f64.powi(-self.exponent);
         for &value in values {
@@ -151,22 +179,49 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_merge_exactly_in_any_order(
-            values in proptest::collection::vec(prop_oneof![-1e-3_f32..1e-3, -10_f32..10.0, -1e6_f32..1e6], 2..200),
-            split in 1_usize..199,
+        fn parts_merge_exactly_in_any_order_and_grouping(
+            values in proptest::collection::vec(prop_oneof![-1e-3_f32..1e-3, -10_f32..10.0, -1e6_f32..1e6], 1..200),
+            cuts in proptest::collection::vec(0_usize..200, 0..8),
+            picks in proptest::collection::vec(0_usize..8, 8),
         ) {
-            let (left, right) = values.split_at(split.min(values.len() - 1));
             let whole = of(&values);
-            let (mut ab, mut ba) = (of(left), of(right));
-            ab.merge(of(right));
-            ba.merge(of(left));
-            prop_assert_eq!(&whole, &ab);
-            prop_assert_eq!(&whole, &ba);
-            let mut streamed = of(left);
-            streamed.add(right, Extent::of(right).unwrap());
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(values.len())).collect();
+            cuts.extend([0, values.len()]);
+            cuts.sort_unstable();
+            let ranges = cuts.windows(2).map(|pair| &values[pair[0]..pair[1]]);
+            let mut streamed = Histogram::default();
+            for part in ranges.clone() {
+                streamed.add(part, Extent::of(part).unwrap());
+            }
             prop_assert_eq!(&whole, &streamed);
+            // Whichever two are merged next, and whichever of them takes in the other.
+            let mut parts: Vec<Histogram> = ranges.map(of).collect();
+            for pick in picks.iter().cycle() {
+                if parts.len() == 1 {
+                    break;
+                }
+                let part = parts.swap_remove(pick % parts.len());
+                let into = pick % parts.len();
+                parts[into].merge(part);
+            }
+            prop_assert_eq!(&whole, &parts[0]);
             prop_assert_eq!(whole.counts.iter().sum::<u64>(), values.len() as u64);
+            let full = Extent::of(&values).unwrap().range().unwrap();
+            prop_assert_eq!(whole.percentile(99.0), parts[0].percentile(99.0));
+            prop_assert_eq!(crate::calibrate::entropy::range(&whole, full), crate::calibrate::entropy::range(&parts[0], full));
         }
+    }
+
+    #[test]
+    fn many_values_are_counted_in_parts_as_one() {
+        let values = crate::testing::noise(9, 2 * PART + 12_345);
+        let mut pieces = of(&[3.0]);
+        let mut whole = pieces.clone();
+        for piece in values.chunks(PART / 3) {
+            pieces.add(piece, Extent::of(piece).unwrap());
+        }
+        whole.add(&values, Extent::of(&values).unwrap());
+        assert_eq!(whole, pieces);
     }
 
     #[test]

@@ -3,12 +3,15 @@
 //! Taps are added to a copy of the graph as outputs; each tapped tensor is reduced inside the run that made it and
 //! freed. Decides ranges, never which tensors are worth quantizing.
 
+mod average;
 mod channels;
 mod entropy;
 mod extremes;
 mod gram;
 mod histogram;
 mod range;
+mod seen;
+mod squared_error;
 
 pub use self::{
     channels::{Channels, Ends},
@@ -17,22 +20,43 @@ pub use self::{
     range::{Extent, Range},
 };
 
-use self::extremes::Extremes;
+use self::seen::Seen;
 use crate::{
     onnx::{self, Model, Tensor, ValueInfo, prune, shown},
     session::{self, Optimize, Options, Runtime},
 };
-use std::collections::BTreeMap;
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a range is chosen from what was seen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Method {
     /// The smallest and the largest value.
     MinMax,
+    /// The smallest and the largest value of a run, averaged over runs in their order: each moves the average by this share of its
+    /// distance (above 0, at most 1).
+    MovingAverage(f64),
     /// The threshold at which the quantized distribution keeps most of the information (Kullback-Leibler divergence).
     Entropy,
     /// The range that holds this share of all values, in percent (above 50, at most 100).
     Percentile(f64),
+    /// The range with the least mean squared error of rounding to 8 bits and clipping.
+    MeanSquaredError,
+}
+
+impl Method {
+    /// Refuses numbers outside their bounds.
+    fn check(self) -> Result<(), Error> {
+        match self {
+            Self::Percentile(percentile) if !(percentile > 50.0 && percentile <= 100.0) => {
+                Err(Error::Percentile(percentile))
+            }
+            Self::MovingAverage(constant) if !(constant > 0.0 && constant <= 1.0) => {
+                Err(Error::AveragingConstant(constant))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Why calibration failed.
@@ -53,6 +77,9 @@ pub enum Error {
     /// A percentile outside its bounds.
     #[error("percentile {0} is outside 50 (excluded) to 100")]
     Percentile(f64),
+    /// An averaging constant outside its bounds.
+    #[error("averagingConstant {0} is outside 0 (excluded) to 1")]
+    AveragingConstant(f64),
     /// A value that has no place in a range.
     #[error(
         "tensor {name} has the value {value} in batch {batch}: a range needs finite values; clean the calibration data"
@@ -99,51 +126,6 @@ pub struct Observed {
     pub rank: Option<usize>,
 }
 
-/// Runs `batches` through `model` and gives what was observed of every tensor in `taps`, by name.
-///
-/// `progress` is told the number of batches done.
-pub fn calibrate(
-    runtime: &Runtime,
-    threads: usize,
-    model: &Model,
-    taps: &[String],
-    method: Method,
-    batches: Batches<'_>,
-    progress: &mut dyn FnMut(u64),
-) -> Result<BTreeMap<String, Observed>, Error> {
-    if let Method::Percentile(percentile) = method
-        && !(percentile > 50.0 && percentile <= 100.0)
-    {
-        return Err(Error::Percentile(percentile));
-    }
-    let mut seen: BTreeMap<&str, Seen> = taps.iter().map(|name| (name.as_str(), Seen::new(method))).collect();
-    each_tap(runtime, threads, model, taps, batches, progress, &mut |tap| {
-        let Some(seen) = seen.get_mut(tap.name) else {
-            return Ok(());
-        };
-        let rank = tap.dims.len();
-        seen.rank_varies |= seen.rank.replace(rank).is_some_and(|before| before != rank);
-        seen.add(tap.values).map_err(|value| tap.not_finite(value))
-    })?;
-    seen.into_iter()
-        .map(|(name, seen)| {
-            let rank = seen.rank.filter(|_| !seen.rank_varies);
-            let range = seen.range(name, method)?;
-            let full = seen.extent.range().unwrap_or(range);
-            let reach = seen.extremes.reach(range);
-            Ok((
-                name.to_owned(),
-                Observed {
-                    range,
-                    full,
-                    reach,
-                    rank,
-                },
-            ))
-        })
-        .collect()
-}
-
 /// What is kept of the rows of a tensor: vectors along its last dimension.
 pub trait Rows {
     /// Of rows of `size` elements, none seen yet.
@@ -156,8 +138,94 @@ pub trait Rows {
     fn finish(&mut self) {}
 }
 
-/// Runs `batches` through `model` and gives what `T` keeps of the rows of every tensor in `taps`, by name.
-pub fn rows<T: Rows>(
+/// What calibration is to look at, by name.
+#[derive(Debug)]
+pub struct Wanted<'w> {
+    /// Tensors that get a range.
+    pub ranges: &'w [String],
+    /// How ranges are chosen.
+    pub method: Method,
+    /// Tensors whose rows are kept in some form.
+    pub rows: &'w [String],
+}
+
+/// What calibration learned, by name.
+#[derive(Debug)]
+pub struct Learned<T> {
+    /// Of the tensors that get a range.
+    pub ranges: BTreeMap<String, Observed>,
+    /// Of rows.
+    pub rows: BTreeMap<String, T>,
+}
+
+/// Runs `batches` through `model` once and gives what was learned of the tensors in `wanted`.
+///
+/// `progress` is told the number of batches done. Tensors are looked at side by side, each by one thread and in the order of the batches:
+/// what is learned depends neither on threads nor on time.
+pub fn observe<T: Rows + Send>(
+    runtime: &Runtime,
+    threads: usize,
+    model: &Model,
+    wanted: &Wanted<'_>,
+    batches: Batches<'_>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Learned<T>, Error> {
+    let method = wanted.method;
+    method.check()?;
+    let new = |name: &String| (name.clone(), Seen::new(method));
+    let mut seen: BTreeMap<String, Seen> = wanted.ranges.iter().map(new).collect();
+    let mut rows: BTreeMap<String, T> = BTreeMap::new();
+    let taps: BTreeSet<String> = wanted.ranges.iter().chain(wanted.rows).cloned().collect();
+    let taps: Vec<String> = taps.into_iter().collect();
+    each_run(runtime, threads, model, &taps, batches, progress, &mut |run| {
+        side_by_side(&mut seen, run, |seen, tap| {
+            seen.add(tap.dims.len(), tap.values)
+                .map_err(|value| tap.not_finite(value))
+        })?;
+        for tap in run.iter().filter(|tap| wanted.rows.iter().any(|name| name == tap.name)) {
+            if !rows.contains_key(tap.name) {
+                rows.insert(tap.name.to_owned(), T::new(tap.row()));
+            }
+        }
+        side_by_side(&mut rows, run, |rows, tap| {
+            Extent::of(tap.values).map_err(|value| tap.not_finite(value))?;
+            if rows.size() == tap.row() {
+                rows.add(tap.values);
+            }
+            Ok(())
+        })
+    })?;
+    rows.values_mut().for_each(Rows::finish);
+    let ranges = seen.into_iter().map(|(name, seen)| match seen.observed(method) {
+        Some(observed) => Ok((name, observed)),
+        None => Err(Error::NeverSeen { name: shown(&name) }),
+    });
+    Ok(Learned {
+        ranges: ranges.collect::<Result<_, Error>>()?,
+        rows,
+    })
+}
+
+/// The ranges of `taps` alone.
+pub fn calibrate(
+    runtime: &Runtime,
+    threads: usize,
+    model: &Model,
+    taps: &[String],
+    method: Method,
+    batches: Batches<'_>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<BTreeMap<String, Observed>, Error> {
+    let wanted = Wanted {
+        ranges: taps,
+        method,
+        rows: &[],
+    };
+    observe::<Channels>(runtime, threads, model, &wanted, batches, progress).map(|learned| learned.ranges)
+}
+
+/// What `T` keeps of the rows of `taps` alone.
+pub fn rows<T: Rows + Send>(
     runtime: &Runtime,
     threads: usize,
     model: &Model,
@@ -165,18 +233,27 @@ pub fn rows<T: Rows>(
     batches: Batches<'_>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<BTreeMap<String, T>, Error> {
-    let mut kept: BTreeMap<String, T> = BTreeMap::new();
-    each_tap(runtime, threads, model, taps, batches, progress, &mut |tap| {
-        Extent::of(tap.values).map_err(|value| tap.not_finite(value))?;
-        let size = tap.dims.last().copied().unwrap_or(1);
-        let seen = kept.entry(tap.name.to_owned()).or_insert_with(|| T::new(size));
-        if seen.size() == size {
-            seen.add(tap.values);
-        }
-        Ok(())
-    })?;
-    kept.values_mut().for_each(Rows::finish);
-    Ok(kept)
+    let wanted = Wanted {
+        ranges: &[],
+        method: Method::MinMax,
+        rows: taps,
+    };
+    observe(runtime, threads, model, &wanted, batches, progress).map(|learned| learned.rows)
+}
+
+/// Adds what a run gave to what is kept of each tensor. The error is that of the first name, whichever thread was first.
+fn side_by_side<K: Send>(
+    kept: &mut BTreeMap<String, K>,
+    run: &[Tap<'_>],
+    add: impl Fn(&mut K, &Tap<'_>) -> Result<(), Error> + Sync,
+) -> Result<(), Error> {
+    let run: BTreeMap<&str, &Tap<'_>> = run.iter().map(|tap| (tap.name, tap)).collect();
+    let pairs: Vec<(&mut K, &Tap<'_>)> = kept
+        .iter_mut()
+        .filter_map(|(name, kept)| Some((kept, *run.get(name.as_str())?)))
+        .collect();
+    let results: Vec<Result<(), Error>> = pairs.into_par_iter().map(|(kept, tap)| add(kept, tap)).collect();
+    results.into_iter().collect()
 }
 
 /// A tapped tensor as one batch gave it.
@@ -188,6 +265,11 @@ struct Tap<'t> {
 }
 
 impl Tap<'_> {
+    /// Elements of a row.
+    fn row(&self) -> usize {
+        self.dims.last().copied().unwrap_or(1)
+    }
+
     fn not_finite(&self, value: f32) -> Error {
         Error::NotFinite {
             name: shown(self.name),
@@ -197,47 +279,54 @@ impl Tap<'_> {
     }
 }
 
-/// Shows every tapped tensor of every batch to `visit`, inside the run that made it.
-fn each_tap(
+/// Shows the tapped tensors of every batch to `visit`, inside the run that made them: those that the model is given, then those that it
+/// computes.
+fn each_run(
     runtime: &Runtime,
     threads: usize,
     model: &Model,
     taps: &[String],
     batches: Batches<'_>,
     progress: &mut dyn FnMut(u64),
-    visit: &mut dyn FnMut(&Tap<'_>) -> Result<(), Error>,
+    visit: &mut dyn FnMut(&[Tap<'_>]) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut session = tapped(runtime, threads, model, taps)?;
     let mut done = 0_u64;
     for batch in batches {
         let batch = batch.map_err(Error::Data)?;
+        let not_float = |name: &str| Error::NotFloat { name: shown(name) };
+        let mut given = Vec::new();
         for tensor in batch.iter().filter(|tensor| taps.contains(&tensor.name)) {
-            let values = tensor.to_floats().ok_or_else(|| Error::NotFloat {
-                name: shown(&tensor.name),
-            })?;
-            visit(&Tap {
+            given.push((tensor, tensor.to_floats().ok_or_else(|| not_float(&tensor.name))?));
+        }
+        let given: Vec<Tap<'_>> = given
+            .iter()
+            .map(|(tensor, values)| Tap {
                 name: &tensor.name,
                 dims: &tensor.dims,
-                values: &values,
+                values,
                 batch: done,
-            })?;
-        }
+            })
+            .collect();
+        visit(&given)?;
         if let Some(session) = &mut session {
             let wanted = session.inputs();
             let inputs: Vec<Tensor> = batch
-                .into_iter()
+                .iter()
                 .filter(|tensor| wanted.contains(&tensor.name.as_str()))
+                .cloned()
                 .collect();
-            session.run(&inputs, |output| {
-                let values = output.floats().ok_or_else(|| Error::NotFloat {
-                    name: shown(output.name),
-                })?;
-                visit(&Tap {
-                    name: output.name,
-                    dims: &output.shape,
-                    values,
-                    batch: done,
-                })
+            session.run_whole(&inputs, |outputs| {
+                let mut computed = Vec::with_capacity(outputs.len());
+                for output in &outputs {
+                    computed.push(Tap {
+                        name: output.name,
+                        dims: &output.shape,
+                        values: output.floats().ok_or_else(|| not_float(output.name))?,
+                        batch: done,
+                    });
+                }
+                visit(&computed)
             })?;
         }
         done += 1;
@@ -279,98 +368,4 @@ fn tapped(
         ..Options::default()
     };
     Ok(Some(runtime.open_model(&tapped, &options)?))
-}
-
-/// What is kept of one tensor.
-struct Seen {
-    extent: Extent,
-    extremes: Extremes,
-    histogram: Option<Histogram>,
-    rank: Option<usize>,
-    rank_varies: bool,
-}
-
-impl Seen {
-    fn new(method: Method) -> Self {
-        let histogram = (method != Method::MinMax).then(Histogram::default);
-        Self {
-            extent: Extent::default(),
-            extremes: Extremes::default(),
-            histogram,
-            rank: None,
-            rank_varies: false,
-        }
-    }
-
-    /// Errors with the first value that is not finite.
-    fn add(&mut self, values: &[f32]) -> Result<(), f32> {
-        let extent = Extent::of(values)?;
-        self.extent.merge(extent);
-        self.extremes.add(extent);
-        if let Some(histogram) = &mut self.histogram {
-            histogram.add(values, extent);
-        }
-        Ok(())
-    }
-
-    fn range(&self, name: &str, method: Method) -> Result<Range, Error> {
-        let full = self
-            .extent
-            .range()
-            .ok_or_else(|| Error::NeverSeen { name: shown(name) })?;
-        let chosen = match (&self.histogram, method) {
-            (Some(histogram), Method::Percentile(percentile)) => histogram.percentile(percentile),
-            (Some(histogram), Method::Entropy) => entropy::range(histogram, full),
-            _ => return Ok(full),
-        };
-        Ok(chosen.intersect(full))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn range(method: Method, parts: &[&[f32]]) -> Range {
-        let mut seen = Seen::new(method);
-        for part in parts {
-            seen.add(part).unwrap();
-        }
-        seen.range("x", method).unwrap()
-    }
-
-    #[test]
-    fn every_method_survives_degenerate_values() {
-        for method in [Method::MinMax, Method::Entropy, Method::Percentile(99.99)] {
-            assert_eq!(range(method, &[&[0.0; 100]]), Range { min: 0.0, max: 0.0 });
-            let constant = range(method, &[&[3.5; 100]]);
-            assert!(
-                constant.min >= 0.0 && (constant.max - 3.5).abs() < 0.01,
-                "{method:?} {constant:?}"
-            );
-            let tiny = range(method, &[&[1e-38, -1e-38]]);
-            assert!(
-                tiny.min < 0.0 && tiny.max > 0.0 && tiny.max <= 1e-38,
-                "{method:?} {tiny:?}"
-            );
-            let wide = range(method, &[&[f32::MAX, f32::MIN, 0.0]]);
-            assert!(wide.min.is_finite() && wide.max.is_finite());
-        }
-    }
-
-    #[test]
-    fn what_is_not_finite_is_refused() {
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut values = vec![0.5; 37];
-            values[20] = bad;
-            assert!(Seen::new(Method::MinMax).add(&values).is_err());
-        }
-    }
-
-    #[test]
-    fn a_tensor_never_seen_has_no_range() {
-        let mut seen = Seen::new(Method::Entropy);
-        seen.add(&[]).unwrap();
-        assert!(matches!(seen.range("x", Method::Entropy), Err(Error::NeverSeen { .. })));
-    }
 }

@@ -68,11 +68,16 @@ impl Extent {
         }
     }
 
+    /// Smallest and largest value; none where nothing was seen.
+    pub(super) fn ends(self) -> Option<(f32, f32)> {
+        (self.min <= self.max).then_some((self.min, self.max))
+    }
+
     /// The range, widened to hold zero; none where nothing was seen.
     pub fn range(self) -> Option<Range> {
-        (self.min <= self.max).then(|| Range {
-            min: self.min.min(0.0),
-            max: self.max.max(0.0),
+        self.ends().map(|(min, max)| Range {
+            min: min.min(0.0),
+            max: max.max(0.0),
         })
     }
 }

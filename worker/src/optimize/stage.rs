@@ -6,7 +6,7 @@ use super::{
     quantization::{Form, Quantization},
 };
 use crate::{
-    calibrate::{self, Batches, Gram, Samples},
+    calibrate::{self, Learned, Method, Rows, Samples, Wanted},
     onnx::Model,
     passes::{
         self, Blocks, Choice, Mode, Quantize, Recovery, Report, Smoothing, choice, quantize_static, quantize_tables,
@@ -37,9 +37,6 @@ pub(super) struct Calibration<'r, 's, 'p> {
     pub(super) progress: &'p mut dyn FnMut(Step),
 }
 
-/// Reads batches and says how many it has read.
-type Told<'t> = &'t mut dyn FnMut(u64);
-
 impl Stage {
     /// Whether it needs samples.
     pub(super) fn calibrates(&self) -> bool {
@@ -57,37 +54,32 @@ impl Stage {
         model: &mut Model,
         calibration: &mut Calibration<'_, '_, '_>,
     ) -> Result<Vec<Report>, Error> {
-        let (runtime, threads) = (calibration.runtime, calibration.threads);
         let reports = match self {
             Self::Choose(choice) => return Ok(vec![choice.pin(model)?]),
             Self::Smooth(settings) => {
-                let taps = passes::product_inputs(model);
-                let seen = calibration.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
-                    calibrate::rows(runtime, threads, model, &taps, batches, told)
-                })?;
-                Ok(vec![smooth::apply(model, *settings, &seen)?])
+                let rows = passes::product_inputs(model);
+                let seen = calibration.learn(model, &[], Method::MinMax, &rows)?;
+                Ok(vec![smooth::apply(model, *settings, &seen.rows)?])
             }
             Self::Quantize(settings) => {
                 // First: calibration then sees the activations that rounded rows give.
                 let mut reports = vec![quantize_tables::apply(model)?];
-                let grams = calibration.grams(model, settings.recovery)?;
-                let observed = match settings.mode {
-                    Mode::Dynamic => BTreeMap::new(),
-                    Mode::Static => {
-                        let taps = quantize_static::taps(model);
-                        calibration.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
-                            calibrate::calibrate(runtime, threads, model, &taps, settings.calibration, batches, told)
-                        })?
-                    }
+                let ranges = match settings.mode {
+                    Mode::Static => quantize_static::taps(model),
+                    Mode::Dynamic => Vec::new(),
                 };
-                let form = Form::Integers(settings, &observed);
-                reports.extend(calibration.quantize(model, &Quantization { form, grams: &grams })?);
+                let rows = rows_for(model, settings.recovery);
+                let learned = calibration.learn(model, &ranges, settings.calibration, &rows)?;
+                let form = Form::Integers(settings, &learned.ranges);
+                let grams = &learned.rows;
+                reports.extend(calibration.quantize(model, &Quantization { form, grams })?);
                 Ok(reports)
             }
             Self::QuantizeBlocks(settings) => {
-                let grams = calibration.grams(model, settings.recovery)?;
+                let rows = rows_for(model, settings.recovery);
+                let grams = &calibration.learn(model, &[], Method::MinMax, &rows)?.rows;
                 let form = Form::Blocks(settings);
-                calibration.quantize(model, &Quantization { form, grams: &grams })
+                calibration.quantize(model, &Quantization { form, grams })
             }
         };
         choice::unpin(model);
@@ -95,32 +87,36 @@ impl Stage {
     }
 }
 
-impl Calibration<'_, '_, '_> {
-    /// Which inputs of the products of `model` go together, where `recovery` needs it.
-    fn grams(&mut self, model: &Model, recovery: Recovery) -> Result<BTreeMap<String, Gram>, Error> {
-        if !recovery.calibrates() {
-            return Ok(BTreeMap::new());
-        }
-        let (runtime, threads) = (self.runtime, self.threads);
-        let taps = passes::product_inputs(model);
-        self.of(&taps, |batches: Batches<'_>, told: Told<'_>| {
-            calibrate::rows(runtime, threads, model, &taps, batches, told)
-        })
+/// Inputs of products that `recovery` must know more of.
+fn rows_for(model: &Model, recovery: Recovery) -> Vec<String> {
+    if recovery.calibrates() {
+        passes::product_inputs(model)
+    } else {
+        Vec::new()
     }
+}
 
-    /// What `observe` learns of `taps`; nothing where there is none.
-    fn of<T>(
+impl Calibration<'_, '_, '_> {
+    /// What one pass over the samples says of `ranges` and `rows`; no pass where there is none of them.
+    fn learn<T: Rows + Send>(
         &mut self,
-        taps: &[String],
-        observe: impl FnOnce(Batches<'_>, Told<'_>) -> Result<BTreeMap<String, T>, calibrate::Error>,
-    ) -> Result<BTreeMap<String, T>, Error> {
-        let mut observed = BTreeMap::new();
-        if !taps.is_empty() {
+        model: &Model,
+        ranges: &[String],
+        method: Method,
+        rows: &[String],
+    ) -> Result<Learned<T>, Error> {
+        let mut learned = Learned {
+            ranges: BTreeMap::new(),
+            rows: BTreeMap::new(),
+        };
+        if !(ranges.is_empty() && rows.is_empty()) {
+            let wanted = Wanted { ranges, method, rows };
             let mut told = |done| (self.progress)(Step::Calibrate(done));
-            observed = observe(&mut *(self.samples)(), &mut told)?;
+            let batches = &mut *(self.samples)();
+            learned = calibrate::observe(self.runtime, self.threads, model, &wanted, batches, &mut told)?;
         }
         (self.progress)(Step::Quantize);
-        Ok(observed)
+        Ok(learned)
     }
 
     /// Quantizes with as many products raised as the goal asks for.

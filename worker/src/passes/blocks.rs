@@ -19,7 +19,7 @@ const SHARES: [f32; 9] = [1.0, 0.96, 0.92, 0.88, 0.84, 0.80, 0.76, 0.72, 0.68];
 pub(super) const TILE: usize = 32;
 /// Floats of this magnitude have no digits behind the point: adding it rounds to the nearest whole number, ties to even, and unlike a
 /// call of the mathematical library for several values at once.
-const WHOLE: f32 = 12_582_912.0;
+pub(super) const WHOLE: f32 = 12_582_912.0;
 /// Values that are computed side by side.
 const LANES: usize = 8;
 
@@ -128,13 +128,14 @@ pub(super) fn quantize(
             for (scale, steps) in scales.iter_mut().zip(&steps) {
                 *scale = steps.scale;
             }
+            let mut whole = vec![0; block];
             for row in 0..tall {
                 let steps = &steps[row * blocks..(row + 1) * blocks];
                 let points: Vec<u8> = steps.iter().map(|steps| steps.zero_point as u8).collect();
                 bits.pack(&points, &mut zeros[row * zero_bytes..(row + 1) * zero_bytes]);
                 for (index, codes) in codes[row * length..(row + 1) * length].chunks(block).enumerate() {
                     let from = row * row_bytes + index * bits.bytes(block);
-                    let mut whole = vec![points[index]; block];
+                    whole[codes.len()..].fill(points[index]);
                     whole[..codes.len()].copy_from_slice(codes);
                     bits.pack(&whole, &mut packed[from..from + bits.bytes(block)]);
                 }
@@ -145,11 +146,16 @@ pub(super) fn quantize(
 }
 
 fn nearest(values: &[f32], length: usize, steps: &[Steps], block: usize) -> Vec<u8> {
-    let rows = values.chunks_exact(length);
-    rows.flat_map(|row| row.chunks(block))
-        .zip(steps)
-        .flat_map(|(values, steps)| values.iter().map(|value| steps.code(*value) as u8))
-        .collect()
+    let mut codes = vec![0; values.len()];
+    let rows = codes.chunks_exact_mut(length).zip(values.chunks_exact(length));
+    for ((codes, values), steps) in rows.zip(steps.chunks_exact(length.div_ceil(block))) {
+        for ((codes, values), steps) in codes.chunks_mut(block).zip(values.chunks(block)).zip(steps) {
+            for (code, value) in codes.iter_mut().zip(values) {
+                *code = steps.byte(*value);
+            }
+        }
+    }
+    codes
 }
 
 /// Rows `first..first + tall`, one after another.
@@ -264,6 +270,14 @@ impl Steps {
     /// The code of `value`, a whole number: the nearest, ties to even.
     pub(super) fn code(self, value: f32) -> f32 {
         ((value / self.scale + self.zero_point).clamp(0.0, self.largest) + WHOLE) - WHOLE
+    }
+
+    /// The same as a byte.
+    pub(super) fn byte(self, value: f32) -> u8 {
+        // What was added leaves the whole number in the lowest bits.
+        ((value / self.scale + self.zero_point).clamp(0.0, self.largest) + WHOLE)
+            .to_bits()
+            .to_le_bytes()[0]
     }
 
     /// The value of `code`.

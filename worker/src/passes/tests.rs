@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::{
-    calibrate,
+    calibrate::{self, Channels, Learned, Wanted},
     onnx::{AttributeValue as A, Limits, Model, Tensor},
     testing::{self, Build, relative_difference, run, run_optimized},
 };
@@ -85,10 +85,15 @@ pub(super) fn quantized(model: &Model, settings: &Quantize, inputs: &dyn Fn(u64)
         Mode::Static => {
             let taps = quantize_static::taps(model);
             let mut batches = (0..8).map(|seed| Ok(inputs(seed)));
-            let method = settings.calibration;
+            let wanted = Wanted {
+                ranges: &taps,
+                method: settings.calibration,
+                rows: &[],
+            };
             let runtime = testing::runtime();
-            let seen = calibrate::calibrate(&runtime, 1, model, &taps, method, &mut batches, &mut |_| {}).unwrap();
-            quantize_static::apply(&mut quantized, settings, &seen).unwrap()
+            let seen: Learned<Channels> =
+                calibrate::observe(&runtime, 1, model, &wanted, &mut batches, &mut |_| {}).unwrap();
+            quantize_static::apply(&mut quantized, settings, &seen.ranges).unwrap()
         }
     };
     valid(&quantized);
@@ -241,6 +246,8 @@ fn every_calibration_method_gives_a_faithful_model() {
     for calibration in [
         calibrate::Method::MinMax,
         calibrate::Method::Entropy,
+        calibrate::Method::MovingAverage(0.5),
+        calibrate::Method::MeanSquaredError,
         calibrate::Method::Percentile(99.99),
     ] {
         let (candidate, _) = quantized(

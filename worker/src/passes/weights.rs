@@ -18,6 +18,8 @@ use rayon::prelude::*;
 const INT8_MAX: f32 = 127.0;
 /// Largest magnitude of a quantized bias: as much again is left to the products that are added to it.
 const BIAS_MAX: f32 = 1_073_741_824.0;
+/// Weights that one task takes.
+const PART: usize = 1 << 16;
 /// Scales below this would make products of two scales denormal.
 const SMALLEST_SCALE: f32 = 1e-18;
 
@@ -38,19 +40,18 @@ pub(super) fn quantize(
     granularity: Granularity,
     least: impl Fn(usize) -> f32,
 ) -> Option<QuantizedWeights> {
-    let floats = weights.to_floats()?;
+    let floats = weights.float_bytes()?;
     let channels = weights.dims[axis];
     let inner: usize = weights.dims[axis + 1..].iter().product();
-    let mut largest = vec![0.0_f32; channels];
-    for (row, values) in floats.chunks_exact(inner).enumerate() {
-        let largest = &mut largest[row % channels];
-        for value in values {
-            if !value.is_finite() {
-                return None;
-            }
-            *largest = largest.max(value.abs());
-        }
-    }
+    let slab = (channels * inner).max(1);
+    let part = slab * (PART / slab).max(1);
+    let largest = floats
+        .par_chunks(part)
+        .map(|part| largest(part, channels, inner))
+        .try_reduce(
+            || vec![0.0; channels],
+            |left, right| Some(left.iter().zip(&right).map(|(left, right)| left.max(*right)).collect()),
+        )?;
     let scale = |(channel, &largest): (usize, &f32)| {
         let scale = (largest / INT8_MAX).max(least(channel));
         if scale > 0.0 { scale.max(SMALLEST_SCALE) } else { 0.0 }
@@ -64,16 +65,68 @@ pub(super) fn quantize(
         .iter_mut()
         .filter(|scale| **scale == 0.0)
         .for_each(|scale| *scale = 1.0);
-    let mut values = Vec::with_capacity(floats.len());
-    for (row, floats) in floats.chunks_exact(inner).enumerate() {
-        let scale = scales[if scales.len() == 1 { 0 } else { row % channels }];
-        values.extend(
-            floats
-                .iter()
-                .map(|value| (value / scale).round_ties_even().clamp(-INT8_MAX, INT8_MAX) as i8),
-        );
-    }
+    let mut values = vec![0; floats.len()];
+    values
+        .par_chunks_mut(part)
+        .zip(floats.par_chunks(part))
+        .for_each(|(values, floats)| nearest(floats, &scales, inner, values));
     Some(QuantizedWeights { values, scales })
+}
+
+/// Largest magnitude of each channel, in slabs of all channels with `inner` values each; `None` if a value is not finite.
+fn largest(floats: &[[u8; 4]], channels: usize, inner: usize) -> Option<Vec<f32>> {
+    let mut largest = vec![0.0_f32; channels];
+    let mut finite = true;
+    for slab in floats.chunks_exact((channels * inner).max(1)) {
+        if inner == 1 {
+            // Without an inner loop, so that neighbouring channels are compared at once.
+            for (largest, value) in largest.iter_mut().zip(slab) {
+                let value = f32::from_le_bytes(*value).abs();
+                finite &= value < f32::INFINITY;
+                *largest = if value > *largest { value } else { *largest };
+            }
+            continue;
+        }
+        for (largest, run) in largest.iter_mut().zip(slab.chunks_exact(inner.max(1))) {
+            for value in run {
+                let value = f32::from_le_bytes(*value).abs();
+                finite &= value < f32::INFINITY;
+                *largest = if value > *largest { value } else { *largest };
+            }
+        }
+    }
+    finite.then_some(largest)
+}
+
+/// The nearest steps, ties to even, of slabs of as many channels as there are `scales` (or of any number, where there is one) with `inner`
+/// values each.
+fn nearest(floats: &[[u8; 4]], scales: &[f32], inner: usize, values: &mut [i8]) {
+    let step = |value: [u8; 4], scale: f32| {
+        let steps = (f32::from_le_bytes(value) / scale).clamp(-INT8_MAX, INT8_MAX);
+        // What was added leaves the whole number in the lowest bits.
+        (steps + blocks::WHOLE).to_bits().to_le_bytes()[0].cast_signed()
+    };
+    if let [scale] = *scales {
+        let pairs = values.iter_mut().zip(floats);
+        return pairs.for_each(|(value, float)| *value = step(*float, scale));
+    }
+    let slab = (scales.len() * inner).max(1);
+    for (values, floats) in values.chunks_exact_mut(slab).zip(floats.chunks_exact(slab)) {
+        if inner == 1 {
+            for ((value, float), scale) in values.iter_mut().zip(floats).zip(scales) {
+                *value = step(*float, *scale);
+            }
+            continue;
+        }
+        let runs = values
+            .chunks_exact_mut(inner.max(1))
+            .zip(floats.chunks_exact(inner.max(1)));
+        for ((values, floats), scale) in runs.zip(scales) {
+            for (value, float) in values.iter_mut().zip(floats) {
+                *value = step(*float, *scale);
+            }
+        }
+    }
 }
 
 /// Quantizes a matrix as [`quantize`] does, with each channel's step clipped where the inputs of `factor` say that it pays, and each weight
@@ -111,21 +164,29 @@ pub(super) fn round(
         })
         .collect();
     let mut quantized = plain;
-    for (tile, (scales, codes)) in tiles.iter().enumerate() {
-        for (row, codes) in codes.chunks_exact(inputs).enumerate() {
-            let channel = tile * TILE + row;
-            for (input, code) in codes.iter().enumerate() {
-                let at = if axis == 0 {
-                    channel * inputs + input
-                } else {
-                    input * channels + channel
-                };
-                quantized.values[at] = (i16::from(*code) - 127) as i8;
+    if granularity == Granularity::PerChannel {
+        quantized.scales = tiles.iter().flat_map(|(scales, _)| scales.iter().copied()).collect();
+    }
+    let value = |code: u8| code.wrapping_sub(127).cast_signed();
+    let all: Vec<&[u8]> = tiles.iter().flat_map(|(_, codes)| codes.chunks_exact(inputs)).collect();
+    if axis == 0 {
+        let channels = quantized.values.par_chunks_mut(inputs).zip(&all);
+        channels.for_each(|(values, codes)| {
+            for (to, code) in values.iter_mut().zip(*codes) {
+                *to = value(*code);
             }
-            if granularity == Granularity::PerChannel {
-                quantized.scales[channel] = scales[row];
+        });
+    } else {
+        // So many inputs at once that each channel's codes are read in runs, and what is written stays near.
+        let parts = quantized.values.par_chunks_mut(TILE * channels).enumerate();
+        parts.for_each(|(part, values)| {
+            for (channel, codes) in all.iter().enumerate() {
+                let own = values.iter_mut().skip(channel).step_by(channels);
+                for (to, code) in own.zip(&codes[part * TILE..]) {
+                    *to = value(*code);
+                }
             }
-        }
+        });
     }
     Some(quantized)
 }

@@ -155,7 +155,9 @@ fn failure(error: &optimize::Error) -> Failure {
         E::Shape(error) => shape_failure("baseline", error),
         E::Pass(passes::Error::NoEffect { .. }) => refused(reasons::NO_EFFECT, message),
         E::Pass(passes::Error::Setting { .. } | passes::Error::Pattern { .. })
-        | E::Calibration(calibrate::Error::Percentile(_)) => refused(reasons::PLAN_INVALID, message),
+        | E::Calibration(calibrate::Error::Percentile(_) | calibrate::Error::AveragingConstant(_)) => {
+            refused(reasons::PLAN_INVALID, message)
+        }
         E::Pass(passes::Error::NotFinite { .. }) | E::Calibration(calibrate::Error::NotFloat { .. }) => {
             refused(reasons::MODEL_INVALID, message)
         }

@@ -12,6 +12,12 @@ use crate::passes::{Activations, Bits, Blocks, Choice, Granularity, Mode, Quanti
 /// Weights that share a scale where the plan does not say: the most accurate of the sizes that cost less than a bit a weight.
 const DEFAULT_BLOCK: u32 = 32;
 
+/// Share of values inside the range, in percent, where the plan does not say.
+const DEFAULT_PERCENTILE: &str = "99.999";
+
+/// By how much a run moves an average where the plan does not say: as ONNX Runtime and TensorFlow do.
+const DEFAULT_AVERAGING: &str = "0.01";
+
 /// Share of the weights that is raised where the plan does not say.
 const DEFAULT_SHARE: &str = "0.2";
 
@@ -102,23 +108,7 @@ fn quantize(quantize: &stages::Quantize) -> Result<Stage> {
             "quantize.weights: Int4 is for mode WeightOnly; use Int8",
         ));
     }
-    let calibration = match &quantize.calibration {
-        None => Method::MinMax,
-        Some(method) => match method.method {
-            CalibrationKind::MinMax => Method::MinMax,
-            CalibrationKind::Entropy => Method::Entropy,
-            CalibrationKind::Percentile => {
-                let percentile = method.percentile.as_deref().unwrap_or("99.999");
-                let percentile = units::decimal(percentile).map_err(|error| {
-                    refused(
-                        reasons::PLAN_INVALID,
-                        format!("quantize.calibration.percentile: {error}"),
-                    )
-                })?;
-                Method::Percentile(percentile)
-            }
-        },
-    };
+    let calibration = quantize.calibration.as_ref().map_or(Ok(Method::MinMax), ranges)?;
     Ok(Stage::Quantize(Quantize {
         mode,
         activations: match quantize.activations {
@@ -132,6 +122,27 @@ fn quantize(quantize: &stages::Quantize) -> Result<Stage> {
         calibration,
         recovery: Recovery::default(),
     }))
+}
+
+/// How ranges are chosen.
+fn ranges(calibration: &stages::CalibrationMethod) -> Result<Method> {
+    let number = |field: &str, given: &Option<String>, default: &str| {
+        units::decimal(given.as_deref().unwrap_or(default))
+            .map_err(|error| refused(reasons::PLAN_INVALID, format!("quantize.calibration.{field}: {error}")))
+    };
+    Ok(match calibration.method {
+        CalibrationKind::MinMax => Method::MinMax,
+        CalibrationKind::MovingAverage => Method::MovingAverage(number(
+            "averagingConstant",
+            &calibration.averaging_constant,
+            DEFAULT_AVERAGING,
+        )?),
+        CalibrationKind::Entropy => Method::Entropy,
+        CalibrationKind::Percentile => {
+            Method::Percentile(number("percentile", &calibration.percentile, DEFAULT_PERCENTILE)?)
+        }
+        CalibrationKind::MeanSquaredError => Method::MeanSquaredError,
+    })
 }
 
 fn blocks(quantize: &stages::Quantize) -> Result<Stage> {
@@ -190,6 +201,7 @@ mod tests {
         let percentile = CalibrationMethod {
             method: CalibrationKind::Percentile,
             percentile: Some("99.9".into()),
+            averaging_constant: None,
         };
         let made = of(&plan(&[
             (Some(planned(QuantizeMode::Static, Some(percentile))), None),
@@ -240,6 +252,12 @@ mod tests {
         let odd = CalibrationMethod {
             method: CalibrationKind::Percentile,
             percentile: Some("many".into()),
+            averaging_constant: None,
+        };
+        let slow = CalibrationMethod {
+            method: CalibrationKind::MovingAverage,
+            percentile: None,
+            averaging_constant: Some("slow".into()),
         };
         let dynamic = || Some(planned(QuantizeMode::Dynamic, None));
         let four = stages::Quantize {
@@ -252,6 +270,10 @@ mod tests {
             (
                 vec![(Some(planned(QuantizeMode::Static, Some(odd))), None)],
                 "percentile",
+            ),
+            (
+                vec![(Some(planned(QuantizeMode::Static, Some(slow))), None)],
+                "averagingConstant",
             ),
             (vec![(None, Some(RecoverMethod::GPTQ))], "right after"),
             (
