@@ -15,7 +15,7 @@ use crate::{
     calibrate::{self, DataError, Samples},
     made_up,
     onnx::{self, Limits, Model, Tensor, shown},
-    passes::{self, Report},
+    passes::{self, Report, Simplify},
     session::{self, Options, Runtime, Session},
 };
 use scratch::Scratch;
@@ -155,10 +155,17 @@ pub fn optimize(
     progress(Step::Simplify);
     onnx::normalize(&mut model)?;
     let upgraded = onnx::upgrade(&mut model)?;
-    let mut reports = passes::simplify(&mut model, &request.limits)?;
+    let (simplify, stages) = match request.stages {
+        [Stage::Simplify(settings), stages @ ..] => (settings.clone(), stages),
+        stages => (Simplify::default(), stages),
+    };
+    let mut reports = passes::simplify(&mut model, &simplify, &request.limits)?;
+    if stages.is_empty() {
+        passes::require_simpler(&reports)?;
+    }
 
     let mut done = 0;
-    for stage in request.stages {
+    for stage in stages {
         let mut told = |step| {
             if let Step::Calibrate(batches) = step {
                 done = batches;
