@@ -12,16 +12,90 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(KubeSchema))]
 #[cfg_attr(feature = "kube", x_kube(validation = (
-    "[has(self.quantize), has(self.recover)].filter(named, named).size() == 1",
-    "a stage names exactly one technique: quantize or recover")))]
+    "[has(self.simplify), has(self.quantize), has(self.recover)].filter(named, named).size() == 1",
+    "a stage names exactly one technique: simplify, quantize or recover")))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Stage {
+    /// How the model is simplified before anything else; only as the first stage. Without it, every pass runs with its defaults. As the only
+    /// stage, it makes a floating-point candidate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simplify: Option<Simplify>,
     /// Replace floating-point weights, and in static mode activations, by small integers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantize>,
     /// Win back accuracy that a `quantize` stage loses, from calibration data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recover: Option<Recover>,
+}
+
+/// How a model is rewritten without changing what it computes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(KubeSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Simplify {
+    /// That no index of a one-hot product is ever outside of its table. The lookup that takes the place of the product then bounds no index:
+    /// one outside fails the run, or counts from the table's end where it is negative, instead of giving zeros. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub assume_indices_in_bounds: bool,
+    /// Passes that are left out, at most 16. Default none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "kube", schemars(length(max = 16)))]
+    pub skip: Vec<SimplifyPass>,
+}
+
+/// A pass of `simplify`, in the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum SimplifyPass {
+    /// Operators that only move or convert constants.
+    FoldConstants,
+    /// Shape arithmetic, and operators that change nothing.
+    FoldShapes,
+    /// Batch normalization behind convolutions.
+    FoldBatchNorm,
+    /// Layer normalization written out.
+    FuseLayerNorm,
+    /// GELU written out.
+    FuseGelu,
+    /// One-hot rows times a matrix.
+    GatherOneHot,
+    /// What follows a lookup in a constant table.
+    FoldIntoTable,
+    /// Constants added behind convolutions.
+    FoldBias,
+    /// Small matrix products that read the same value.
+    MergeProjections,
+}
+
+impl SimplifyPass {
+    /// Every pass, in the order in which they run.
+    pub const ALL: [Self; 9] = [
+        Self::FoldConstants,
+        Self::FoldShapes,
+        Self::FoldBatchNorm,
+        Self::FuseLayerNorm,
+        Self::FuseGelu,
+        Self::GatherOneHot,
+        Self::FoldIntoTable,
+        Self::FoldBias,
+        Self::MergeProjections,
+    ];
+
+    /// As manifests and reports spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FoldConstants => "fold-constants",
+            Self::FoldShapes => "fold-shapes",
+            Self::FoldBatchNorm => "fold-batch-norm",
+            Self::FuseLayerNorm => "fuse-layer-norm",
+            Self::FuseGelu => "fuse-gelu",
+            Self::GatherOneHot => "gather-one-hot",
+            Self::FoldIntoTable => "fold-into-table",
+            Self::FoldBias => "fold-bias",
+            Self::MergeProjections => "merge-projections",
+        }
+    }
 }
 
 /// How the accuracy that a quantization loses is won back.
@@ -227,13 +301,22 @@ pub enum CalibrationKind {
     MeanSquaredError,
 }
 
+const TWO_TECHNIQUES: &str = "it has a stage that names no technique, or two: name simplify, quantize or recover";
+
 /// Why `stages` can't be carried out in this order, for people; none if they can.
 pub fn out_of_order(stages: &[Stage]) -> Option<String> {
     if stages.is_empty() {
         return Some("it has no stages: name at least one".to_owned());
     }
     for (position, stage) in stages.iter().enumerate() {
+        if stage.simplify.is_some() && stage.quantize.is_none() && stage.recover.is_none() {
+            if position > 0 {
+                return Some("simplify is not its first stage; put it there, once".to_owned());
+            }
+            continue;
+        }
         match (&stage.quantize, &stage.recover) {
+            _ if stage.simplify.is_some() => return Some(TWO_TECHNIQUES.to_owned()),
             (Some(_), None) => {}
             (None, Some(recover)) if recover.method == RecoverMethod::SmoothQuant => {
                 let next = stages
@@ -250,7 +333,7 @@ pub fn out_of_order(stages: &[Stage]) -> Option<String> {
                     return Some(problem);
                 }
             }
-            _ => return Some("it has a stage that names no technique, or two: name quantize or recover".to_owned()),
+            _ => return Some(TWO_TECHNIQUES.to_owned()),
         }
     }
     None
@@ -306,8 +389,11 @@ mod tests {
         let raise = r#"{"recover": {"method": "RaisePrecision", "share": "0.3"}}"#;
         let dynamic = r#"{"quantize": {"mode": "Dynamic"}}"#;
         let blocks = r#"{"quantize": {"mode": "WeightOnly", "weights": "Int4"}}"#;
+        let simplify = r#"{"simplify": {"skip": ["fuse-gelu"], "assumeIndicesInBounds": true}}"#;
         for good in [
             format!("[{dynamic}]"),
+            format!("[{simplify}]"),
+            format!("[{simplify}, {smooth}, {dynamic}, {gptq}]"),
             format!("[{smooth}, {dynamic}]"),
             format!("[{blocks}, {gptq}]"),
             format!("[{smooth}, {dynamic}, {gptq}, {bias}]"),
@@ -319,6 +405,13 @@ mod tests {
         for (bad, words) in [
             ("[]".to_owned(), "no stages"),
             ("[{}]".to_owned(), "no technique"),
+            (
+                r#"[{"simplify": {}, "quantize": {"mode": "Dynamic"}}]"#.to_owned(),
+                "or two",
+            ),
+            (format!("[{dynamic}, {simplify}]"), "not its first stage"),
+            (format!("[{simplify}, {simplify}]"), "not its first stage"),
+            (format!("[{simplify}, {gptq}]"), "GPTQ does not follow"),
             (format!("[{smooth}]"), "SmoothQuant is not followed"),
             (format!("[{smooth}, {blocks}]"), "SmoothQuant is not followed"),
             (format!("[{gptq}, {blocks}]"), "GPTQ does not follow"),
@@ -341,5 +434,19 @@ mod tests {
             calibrating(&stages(&format!("[{smooth}, {dynamic}]"))),
             Some("recovers accuracy")
         );
+    }
+
+    #[test]
+    fn passes_are_named_as_manifests_spell_them() {
+        for pass in SimplifyPass::ALL {
+            assert_eq!(serde_json::to_value(pass).unwrap(), pass.name());
+        }
+        let unknown = serde_json::from_str::<Stage>(r#"{"simplify": {"skip": ["fuse-all"]}}"#).unwrap_err();
+        assert!(
+            unknown.to_string().contains("expected one of `fold-constants`"),
+            "{unknown}"
+        );
+        let plain = serde_json::to_value(Simplify::default()).unwrap();
+        assert_eq!(plain, serde_json::json!({}), "defaults keep the digests of plans");
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     calibrate::{self, DataError, Samples},
     made_up,
     onnx::{self, Limits, Model, Tensor, shown},
-    passes::{self, Report},
+    passes::{self, Report, Simplify},
     session::{self, Options, Runtime, Session},
 };
 use scratch::Scratch;
@@ -185,7 +185,14 @@ pub fn optimize_given(
     progress(Step::Simplify);
     onnx::normalize(&mut model)?;
     let upgraded = onnx::upgrade(&mut model)?;
-    let mut reports = passes::simplify(&mut model, &request.limits)?;
+    let (simplify, stages) = match request.stages {
+        [Stage::Simplify(settings), stages @ ..] => (settings.clone(), stages),
+        stages => (Simplify::default(), stages),
+    };
+    let mut reports = passes::simplify(&mut model, &simplify, &request.limits)?;
+    if stages.is_empty() {
+        passes::require_simpler(&reports)?;
+    }
 
     if !given.shapes.is_empty() {
         let report = Report {
@@ -196,7 +203,7 @@ pub fn optimize_given(
         reports.insert(0, report);
     }
     let mut done = 0;
-    for stage in request.stages {
+    for stage in stages {
         let mut told = |step| {
             if let Step::Calibrate(batches) = step {
                 done = batches;

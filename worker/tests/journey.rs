@@ -183,6 +183,7 @@ impl Bench {
             },
             candidate: "int8".into(),
             stages: vec![Stage {
+                simplify: None,
                 quantize: Some(stage),
                 recover: None,
             }],

@@ -256,7 +256,7 @@ pub fn candidate_key(spec: &ModelOptimizationSpec, candidate: &Candidate, worker
     Digest::of_canonical(&key).unwrap_or_else(|_| Digest::of(b""))
 }
 
-/// One phrase for tables: `static-int8`, `dynamic-int8`, `blocks-int4`.
+/// One phrase for tables: `static-int8`, `dynamic-int8`, `blocks-int4`, `simplified`.
 pub fn technique(stages: &[Stage]) -> String {
     let phrases: Vec<&str> = stages
         .iter()
@@ -273,7 +273,8 @@ pub fn technique(stages: &[Stage]) -> String {
                 RecoverMethod::BiasCorrection => "biascorrection",
                 RecoverMethod::RaisePrecision => "raiseprecision",
             }),
-            (None, None) => None,
+            // Every candidate is simplified: only what is nothing else is called so.
+            (None, None) => (stages.len() == 1 && stage.simplify.is_some()).then_some("simplified"),
         })
         .collect();
     phrases.join("+")

@@ -1,7 +1,7 @@
 //! Brings a valid graph into the one shape that passes expect, without changing what it computes.
 //!
 //! Weights are initializers of the main graph that nobody can override, every value and every node has a name of its own, also
-//! between bodies of control flow, and nothing is dead.
+//! between bodies of control flow, nothing is dead, and no type is noted that could be stale.
 
 use super::{
     error::Error,
@@ -29,6 +29,8 @@ pub struct Normalized {
     pub nodes_named: usize,
     /// Nodes that nothing depended on.
     pub dead_nodes: usize,
+    /// Types that exporters noted at intermediate values: real files have wrong ones, and runtimes believe them.
+    pub types_dropped: usize,
 }
 
 /// Normalizes the main graph and every graph inside it.
@@ -46,6 +48,7 @@ pub fn normalize(model: &mut Model) -> Result<Normalized, Error> {
     }
     done.brought_home = home.len();
     model.graph.initializers.append(&mut home);
+    drop_types(&mut model.graph, &mut done.types_dropped);
     done.dead_nodes = prune(&mut model.graph);
     name_nodes(&mut model.graph, &mut HashSet::new(), &mut done.nodes_named);
     Ok(done)
@@ -76,6 +79,14 @@ fn lift_constants(graph: &mut Graph, lifted: &mut usize) -> Result<(), Error> {
     }
     graph.nodes = kept;
     Ok(())
+}
+
+/// Runtimes infer what they need from inputs and operators.
+fn drop_types(graph: &mut Graph, dropped: &mut usize) {
+    *dropped += std::mem::take(&mut graph.value_info).len();
+    for body in graph.nodes.iter_mut().flat_map(Node::bodies_mut) {
+        drop_types(body, dropped);
+    }
 }
 
 /// The tensor of a `Constant` node; none for strings and sparse values.

@@ -1,6 +1,7 @@
 //! Which operators Assayer knows, and at which version of the operator set each changed.
 //!
-//! From the operator documentation of ONNX (up to operator set 26) and of ONNX Runtime's contributed operators.
+//! From the operator documentation of ONNX (up to operator set 26) and of ONNX Runtime's contributed operators, of which
+//! `SimplifiedLayerNormalization` lies in ONNX's own domain.
 //! A model that uses an operator that is not here is refused by name. Contributed operators that load further files
 //! or libraries (`EPContext`, `Snpe`) are left out on purpose.
 
@@ -77,7 +78,7 @@ const ONNX: &[(&str, &[u8])] = &[
     ("ScatterND", &[11, 13, 16, 18]), ("Selu", &[1, 6, 22]), ("SequenceAt", &[11]), ("SequenceConstruct", &[11]),
     ("SequenceEmpty", &[11]), ("SequenceErase", &[11]), ("SequenceInsert", &[11]), ("SequenceLength", &[11]),
     ("SequenceMap", &[17]), ("Shape", &[1, 13, 15, 19, 21, 23, 24, 25]), ("Shrink", &[9]), ("Sigmoid", &[1, 6, 13]),
-    ("Sign", &[9, 13]), ("Sin", &[7, 22]), ("Sinh", &[9, 22]), ("Size", &[1, 13, 19, 21, 23, 24, 25]),
+    ("Sign", &[9, 13]), ("SimplifiedLayerNormalization", &[1]), ("Sin", &[7, 22]), ("Sinh", &[9, 22]), ("Size", &[1, 13, 19, 21, 23, 24, 25]),
     ("Slice", &[1, 10, 11, 13]), ("Softmax", &[1, 11, 13]), ("SoftmaxCrossEntropyLoss", &[12, 13]),
     ("Softplus", &[1, 22]), ("Softsign", &[1, 22]), ("SpaceToDepth", &[1, 13]), ("Split", &[1, 2, 11, 13, 18]),
     ("SplitToSequence", &[11, 24]), ("Sqrt", &[1, 6, 13]), ("Squeeze", &[1, 11, 13, 21, 23, 24, 25]),

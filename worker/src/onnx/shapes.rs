@@ -70,6 +70,9 @@ impl<'g> Shapes<'g> {
             if let Some(shape) = shapes.shape_of(node) {
                 shapes.of.insert(node.output(), shape);
             }
+            if node.is("Split") {
+                shapes.split(node);
+            }
             if let Some(values) = shapes.values_of(node).filter(|values| values.len() <= MOST_VALUES) {
                 shapes.values.insert(node.output(), values);
             }
@@ -155,6 +158,7 @@ impl<'g> Shapes<'g> {
             | "Round"
             | "Sigmoid"
             | "Sign"
+            | "SimplifiedLayerNormalization"
             | "Sin"
             | "Softmax"
             | "Softplus"
@@ -348,6 +352,21 @@ impl<'g> Shapes<'g> {
                 fits.then(|| result.collect())?
             }
             _ => None,
+        }
+    }
+
+    /// Every part of a `Split` with constant sizes.
+    fn split(&mut self, node: &'g Node) {
+        let (Some(shape), Some(sizes)) = (self.input(node, 0), self.ints(node, 1)) else {
+            return;
+        };
+        let Some(axis) = node.int("axis", 0).and_then(|axis| from_front(axis, shape.len())) else {
+            return;
+        };
+        for (output, size) in node.outputs.iter().zip(sizes).filter(|(_, size)| *size > 0) {
+            let mut part = shape.clone();
+            part[axis] = Known(size);
+            self.of.insert(output, part);
         }
     }
 

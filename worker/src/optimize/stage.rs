@@ -9,8 +9,8 @@ use crate::{
     calibrate::{self, Learned, Method, Rows, Samples, Wanted},
     onnx::Model,
     passes::{
-        self, Blocks, Choice, Mode, Quantize, Recovery, Report, Smoothing, choice, quantize_static, quantize_tables,
-        smooth,
+        self, Blocks, Choice, Mode, Quantize, Recovery, Report, Simplify, Smoothing, choice, quantize_static,
+        quantize_tables, smooth,
     },
     session::Runtime,
 };
@@ -19,6 +19,8 @@ use std::collections::BTreeMap;
 /// One stage of a candidate.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stage {
+    /// How the model is simplified; only as the first stage, every pass with its defaults without it.
+    Simplify(Simplify),
     /// Leave everything but these nodes to the next stage as they are.
     Choose(Choice),
     /// Even out the inputs of matrix products, for a stage that quantizes them.
@@ -41,7 +43,7 @@ impl Stage {
     /// Whether it needs samples.
     pub(super) fn calibrates(&self) -> bool {
         match self {
-            Self::Choose(_) => false,
+            Self::Simplify(_) | Self::Choose(_) => false,
             Self::Smooth(_) => true,
             Self::Quantize(settings) => settings.mode == Mode::Static || settings.recovery.calibrates(),
             Self::QuantizeBlocks(settings) => settings.recovery.calibrates(),
@@ -55,6 +57,15 @@ impl Stage {
         calibration: &mut Calibration<'_, '_, '_>,
     ) -> Result<Vec<Report>, Error> {
         let reports = match self {
+            Self::Simplify(_) => {
+                return Err(passes::Error::Setting {
+                    pass: "simplify",
+                    field: "stages",
+                    value: "simplify".to_owned(),
+                    hint: "it goes before every other stage: put it first",
+                }
+                .into());
+            }
             Self::Choose(choice) => return Ok(vec![choice.pin(model)?]),
             Self::Smooth(settings) => {
                 let rows = passes::product_inputs(model);

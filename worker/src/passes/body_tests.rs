@@ -297,7 +297,7 @@ fn bodies_are_simplified() {
     let mut before = b.finish(&[&y]);
     crate::onnx::normalize(&mut before).unwrap();
     let mut after = before.clone();
-    simplify(&mut after, &Limits::default()).unwrap();
+    simplify(&mut after, &Simplify::default(), &Limits::default()).unwrap();
     valid(&after);
     let wanted = ["If", "Conv", "Conv", "Relu", "Conv", "Conv", "Relu"];
     assert_eq!(operators(&after), wanted);

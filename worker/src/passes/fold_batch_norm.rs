@@ -10,7 +10,7 @@
 use super::{Error, Report};
 use crate::onnx::{Index, Model, Names, Node, Patch, Tensor, rewrite};
 
-const NAME: &str = "fold-batch-norm";
+pub(super) const NAME: &str = "fold-batch-norm";
 
 /// Folds every batch normalization that alone reads a convolution with constant weights.
 pub fn apply(model: &mut Model) -> Result<Report, Error> {

@@ -6,7 +6,7 @@
 use super::{Error, Report};
 use crate::onnx::{Index, Model, Names, Node, Patch, Tensor, rewrite};
 
-const NAME: &str = "fold-bias";
+pub(super) const NAME: &str = "fold-bias";
 /// Operators between the convolution and the sum.
 const MOST_STEPS: usize = 8;
 

@@ -6,7 +6,7 @@
 use super::{Error, Report};
 use crate::onnx::{ElementType, Index, Model, Node, Patch, Tensor, rewrite};
 
-const NAME: &str = "fold-constants";
+pub(super) const NAME: &str = "fold-constants";
 /// Passes over the graph: each folds nodes whose inputs an earlier one folded.
 const MOST_ROUNDS: usize = 16;
 

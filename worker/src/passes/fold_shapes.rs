@@ -7,7 +7,7 @@
 use super::{Error, Report};
 use crate::onnx::{Index, Model, Names, Node, Patch, Shapes, Size, Tensor, permutation, rewrite};
 
-const NAME: &str = "fold-shapes";
+pub(super) const NAME: &str = "fold-shapes";
 /// Passes over the graph: one change may enable another.
 const MOST_ROUNDS: usize = 8;
 

@@ -10,7 +10,7 @@
 use super::{Error, Report};
 use crate::onnx::{Index, Model, Names, Node, Patch, Shapes, Tensor, rewrite};
 
-const NAME: &str = "fold-into-table";
+pub(super) const NAME: &str = "fold-into-table";
 /// Most elements of a table: beyond that, few of its rows are ever read, and the work is better left to run time.
 const MOST_ELEMENTS: usize = 1 << 20;
 /// Functions in a row.

@@ -10,7 +10,7 @@ use super::{
 use crate::onnx::{Index, Model, Node, Patch, rewrite};
 use std::collections::BTreeSet;
 
-const NAME: &str = "fuse-gelu";
+pub(super) const NAME: &str = "fuse-gelu";
 const DOMAIN: &str = "com.microsoft";
 /// Relative difference of coefficients that exporters' 32-bit constants stay below.
 const TOLERANCE: f64 = 2e-3;

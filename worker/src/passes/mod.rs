@@ -14,7 +14,10 @@ pub mod fold_shapes;
 pub mod fold_table;
 pub mod gelu;
 mod gptq;
+pub mod layer_norm;
 mod layout;
+pub mod merge_projections;
+mod moments;
 mod nbits;
 pub mod one_hot;
 mod polynomial;
@@ -149,6 +152,17 @@ pub enum Error {
     },
 }
 
+/// An error if no pass changed anything.
+pub fn require_simpler(reports: &[Report]) -> Result<(), Error> {
+    if reports.iter().any(|report| report.changed > 0) {
+        return Ok(());
+    }
+    Err(Error::NoEffect {
+        pass: "simplify",
+        why: "the model is as simple as its passes make it; add a stage that quantizes".to_owned(),
+    })
+}
+
 /// An error if nothing changed, with the first reasons.
 fn require_effect(report: Report) -> Result<Report, Error> {
     if report.changed > 0 {
@@ -222,21 +236,41 @@ pub enum Granularity {
     PerTensor,
 }
 
+/// The `simplify` stage, which runs before every other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Simplify {
+    /// Names of passes that are left out.
+    pub skip: Vec<&'static str>,
+    /// That indices of one-hot products are never outside of their table.
+    pub indices_in_bounds: bool,
+}
+
+type Pass = fn(&mut onnx::Model, &Simplify) -> Result<Report, Error>;
+
+/// Passes in order. Shapes first: they prove what the others ask. Normalizations next: they prove the rank by which a GELU is recognised, as
+/// does its bias, which is why biases come last.
+const SIMPLIFYING: [(&str, Pass); 9] = [
+    (fold_constants::NAME, |model, _| fold_constants::apply(model)),
+    (fold_shapes::NAME, |model, _| fold_shapes::apply(model)),
+    (fold_batch_norm::NAME, |model, _| fold_batch_norm::apply(model)),
+    (layer_norm::NAME, |model, _| layer_norm::apply(model)),
+    (gelu::NAME, |model, _| gelu::apply(model)),
+    (one_hot::NAME, |model, settings| {
+        one_hot::apply(model, settings.indices_in_bounds)
+    }),
+    (fold_table::NAME, |model, _| fold_table::apply(model)),
+    (fold_bias::NAME, |model, _| fold_bias::apply(model)),
+    (merge_projections::NAME, |model, _| merge_projections::apply(model)),
+];
+
 /// Rewrites the float model without changing what it computes; every pass is checked.
-pub fn simplify(model: &mut onnx::Model, limits: &onnx::Limits) -> Result<Vec<Report>, Error> {
+pub fn simplify(model: &mut onnx::Model, settings: &Simplify, limits: &onnx::Limits) -> Result<Vec<Report>, Error> {
     let mut reports = Vec::new();
-    // Shapes first: they prove what the others ask. Biases last: a GELU is recognised by the rank that its bias proves.
-    for pass in [
-        fold_constants::apply,
-        fold_shapes::apply,
-        fold_batch_norm::apply,
-        gelu::apply,
-        one_hot::apply,
-        fold_table::apply,
-        fold_bias::apply,
-    ] {
-        reports.push(pass(model)?);
-        onnx::check(model, limits)?;
+    for (name, pass) in SIMPLIFYING {
+        if !settings.skip.contains(&name) {
+            reports.push(pass(model, settings)?);
+            onnx::check(model, limits)?;
+        }
     }
     Ok(reports)
 }

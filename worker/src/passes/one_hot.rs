@@ -2,15 +2,17 @@
 //!
 //! `one_hot(i) W` is row `i` of `W` for `0 <= i < n`, and zero otherwise. `W'` is `W` with one row of zeros behind it and
 //! `i' = clip(i, -1, n)`: both ends name that row (`Gather` counts `-1` from the back), so nothing about the indices
-//! needs to be known or asserted.
+//! needs to be known. Where the user asserts that no index is outside, `W` is read as it is.
 
 use super::{Error, Report};
 use crate::onnx::{AttributeValue, ElementType, Index, Model, Names, Node, Patch, Shapes, Tensor, rewrite};
 
-const NAME: &str = "gather-one-hot";
+pub(super) const NAME: &str = "gather-one-hot";
 
 /// Rewrites every such product.
-pub fn apply(model: &mut Model) -> Result<Report, Error> {
+///
+/// `in_bounds`: no index is ever outside of its matrix, or it may fail the run.
+pub fn apply(model: &mut Model, in_bounds: bool) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
     let mut names = Names::new(&model.graph);
     rewrite(model, |index| -> Result<Patch, Error> {
@@ -24,7 +26,7 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
             .filter(|(_, node)| node.is("MatMul"))
         {
             if let Some(product) = find(index, &shapes, node) {
-                product.write(node, position, &mut names, &mut patch)?;
+                product.write(node, position, in_bounds, &mut names, &mut patch)?;
                 report.changed += 1;
             }
         }
@@ -44,7 +46,10 @@ struct Product<'g> {
 fn find<'g>(index: &Index<'g>, shapes: &Shapes<'g>, node: &'g Node) -> Option<Product<'g>> {
     let matrix = index.constant(node.input(1)?)?;
     let [rows, _] = matrix.dims[..] else { return None };
-    matrix.to_floats()?;
+    // Zero times infinity would be no zero.
+    matrix
+        .to_floats()
+        .filter(|floats| floats.iter().all(|value| value.is_finite()))?;
     let (_, cast) = index.producer(node.input(0)?)?;
     if !cast.is("Cast") || cast.int("to", 0) != Some(ElementType::Float.number()) {
         return None;
@@ -79,35 +84,55 @@ fn find<'g>(index: &Index<'g>, shapes: &Shapes<'g>, node: &'g Node) -> Option<Pr
 }
 
 impl Product<'_> {
-    fn write(&self, node: &Node, position: usize, names: &mut Names, patch: &mut Patch) -> Result<(), Error> {
+    fn write(
+        &self,
+        node: &Node,
+        position: usize,
+        in_bounds: bool,
+        names: &mut Names,
+        patch: &mut Patch,
+    ) -> Result<(), Error> {
         let output = node.output();
+        let axes = Tensor::int64s(&names.fresh(output, "/last"), &[1], &[-1])?;
+        let indices = names.fresh(output, "/indices");
+        let mut nodes = vec![Node::new("Squeeze", &[self.indices, &axes.name], &[&indices])];
+        patch.add_tensor(axes);
+        let (table, rows) = if in_bounds {
+            (self.matrix.name.clone(), indices)
+        } else {
+            let rows = names.fresh(output, "/rows");
+            let [least, most, table] = self.bounded(output, names)?;
+            let inputs = [indices.as_str(), &least.name, &most.name];
+            nodes.push(Node::new("Clip", &inputs, &[&rows]));
+            let name = table.name.clone();
+            for tensor in [least, most, table] {
+                patch.add_tensor(tensor);
+            }
+            (name, rows)
+        };
+        let gather = Node::new("Gather", &[&table, &rows], &[output]);
+        nodes.push(gather.with("axis", AttributeValue::Int(0)));
+        patch.replace(position, nodes);
+        Ok(())
+    }
+
+    /// Least and largest index, both of which name the row of zeros behind the matrix; and the matrix with that row.
+    fn bounded(&self, output: &str, names: &mut Names) -> Result<[Tensor; 3], Error> {
         let mut table = self.matrix.to_floats().unwrap_or_default();
         let (rows, columns) = (self.matrix.dims[0], self.matrix.dims[1]);
         table.resize((rows + 1) * columns, 0.0);
         let table = Tensor::floats(&names.fresh(&self.matrix.name, "/table"), &[rows + 1, columns], &table)?;
-        let mut nodes = Vec::new();
-        let axes = Tensor::int64s(&names.fresh(output, "/last"), &[1], &[-1])?;
-        let indices = names.fresh(output, "/indices");
-        nodes.push(Node::new("Squeeze", &[self.indices, &axes.name], &[&indices]));
-        let bound = |names: &mut Names, suffix: &str, value: i64| -> Result<Tensor, Error> {
-            let name = names.fresh(output, suffix);
+        let bound = |name: String, value: i64| -> Result<Tensor, Error> {
             Ok(match self.element {
                 ElementType::Int32 => Tensor::int32s(&name, &[], &[i32::try_from(value).unwrap_or(i32::MAX)])?,
                 _ => Tensor::int64s(&name, &[], &[value])?,
             })
         };
-        let (least, most) = (
-            bound(names, "/least", -1)?,
-            bound(names, "/most", i64::try_from(rows).unwrap_or(i64::MAX))?,
-        );
-        let clipped = names.fresh(output, "/rows");
-        nodes.push(Node::new("Clip", &[&indices, &least.name, &most.name], &[&clipped]));
-        let gather = Node::new("Gather", &[&table.name, &clipped], &[output]);
-        nodes.push(gather.with("axis", AttributeValue::Int(0)));
-        for tensor in [axes, least, most, table] {
-            patch.add_tensor(tensor);
-        }
-        patch.replace(position, nodes);
-        Ok(())
+        let most = i64::try_from(rows).unwrap_or(i64::MAX);
+        Ok([
+            bound(names.fresh(output, "/least"), -1)?,
+            bound(names.fresh(output, "/most"), most)?,
+            table,
+        ])
     }
 }

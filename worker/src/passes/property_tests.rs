@@ -40,7 +40,7 @@ fn simplified(recipe: &Recipe) -> Model {
     let mut model = recipe.model();
     normalize(&mut model).unwrap();
     upgrade(&mut model).unwrap();
-    simplify(&mut model, &Limits::default()).unwrap();
+    simplify(&mut model, &Simplify::default(), &Limits::default()).unwrap();
     model
 }
 
@@ -105,7 +105,7 @@ proptest! {
             let inputs = recipe.inputs(sample);
             prop_assert_eq!(run(&model, &inputs), run(&before, &inputs));
         }
-        simplify(&mut model, &Limits::default()).unwrap();
+        simplify(&mut model, &Simplify::default(), &Limits::default()).unwrap();
         valid(&model);
         prop_assert_eq!(model.opset(""), opset);
         for sample in 0..2 {
@@ -114,7 +114,7 @@ proptest! {
             prop_assert!(difference < 1e-5, "{difference}");
         }
         let once = model.clone();
-        let again = simplify(&mut model, &Limits::default()).unwrap();
+        let again = simplify(&mut model, &Simplify::default(), &Limits::default()).unwrap();
         prop_assert!(again.iter().all(|report| report.changed == 0), "{:?}", again);
         prop_assert_eq!(model, once);
     }

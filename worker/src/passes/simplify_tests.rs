@@ -47,7 +47,7 @@ fn one_hot_products_become_lookups_for_every_index() {
     let mut simple = model.clone();
     fold_constants::apply(&mut simple).unwrap();
     assert!(fold_shapes::apply(&mut simple).unwrap().changed > 0);
-    assert_eq!(one_hot::apply(&mut simple).unwrap().changed, 1);
+    assert_eq!(one_hot::apply(&mut simple, false).unwrap().changed, 1);
     valid(&simple);
     assert_eq!((count(&simple, "MatMul"), count(&simple, "Gather")), (0, 1));
     assert_eq!(
@@ -65,6 +65,54 @@ fn one_hot_products_become_lookups_for_every_index() {
 }
 
 #[test]
+fn asserted_bounds_need_no_clip_and_no_row_of_zeros() {
+    let model = one_hot();
+    let settings = Simplify {
+        indices_in_bounds: true,
+        skip: vec![fold_table::NAME],
+    };
+    let mut simple = model.clone();
+    let reports = simplify(&mut simple, &settings, &Limits::default()).unwrap();
+    assert!(reports.iter().all(|report| report.name != fold_table::NAME));
+    assert_eq!(
+        (count(&simple, "Gather"), count(&simple, "Clip"), count(&simple, "Add")),
+        (1, 0, 1)
+    );
+    let inside = ids(&[0, 4, 1, 2, 3, 0]);
+    assert!(relative_difference(&run(&model, &inside), &run(&simple, &inside)) < 1e-6);
+}
+
+#[test]
+fn passes_have_the_names_that_manifests_give_them_in_the_same_order() {
+    let wanted = assayer_crds::stages::SimplifyPass::ALL.map(assayer_crds::stages::SimplifyPass::name);
+    assert_eq!(SIMPLIFYING.map(|(name, _)| name), wanted);
+}
+
+#[test]
+fn what_is_simple_already_has_no_effect() {
+    let mut b = Build::opset(17);
+    let x = b.input("x", &[1, 4]);
+    let y = b.node("Relu", &[&x]);
+    let mut model = b.finish(&[&y]);
+    let reports = simplify(&mut model, &Simplify::default(), &Limits::default()).unwrap();
+    let error = require_simpler(&reports).unwrap_err();
+    assert!(error.to_string().contains("as simple as"), "{error}");
+}
+
+#[test]
+fn stale_shapes_of_intermediate_values_are_gone() {
+    let mut b = Build::opset(17);
+    let x = b.input("x", &[-1, 4]);
+    let inner = b.node("Relu", &[&x]);
+    let y = b.node("Neg", &[&inner]);
+    let mut model = b.finish(&[&y]);
+    let wrong = crate::onnx::ValueInfo::tensor(&inner, ElementType::Float, &[crate::onnx::Dim::Fixed(7)]);
+    model.graph.value_info.push(wrong);
+    let normalized = crate::onnx::normalize(&mut model).unwrap();
+    assert_eq!((normalized.types_dropped, model.graph.value_info.len()), (1, 0));
+}
+
+#[test]
 fn counting_that_is_not_in_order_is_no_one_hot() {
     let mut model = one_hot();
     fold_constants::apply(&mut model).unwrap();
@@ -76,7 +124,7 @@ fn counting_that_is_not_in_order_is_no_one_hot() {
     let counted = counted.unwrap();
     *counted = Tensor::int32s(&counted.name.clone(), &[5], &[0, 2, 1, 3, 4]).unwrap();
     fold_shapes::apply(&mut model).unwrap();
-    assert_eq!(one_hot::apply(&mut model).unwrap().changed, 0);
+    assert_eq!(one_hot::apply(&mut model, false).unwrap().changed, 0);
 }
 
 #[test]
@@ -106,13 +154,14 @@ fn the_real_model_keeps_its_outputs() {
     crate::onnx::normalize(&mut model).unwrap();
     crate::onnx::upgrade(&mut model).unwrap();
     let mut simple = model.clone();
-    let reports = simplify(&mut simple, &Limits::default()).unwrap();
+    let reports = simplify(&mut simple, &Simplify::default(), &Limits::default()).unwrap();
     let changed = |name: &str| reports.iter().find(|report| report.name == name).unwrap().changed;
     assert_eq!(
         (changed("gather-one-hot"), changed("fold-into-table")),
         (1, 2),
         "{reports:?}"
     );
+    assert!(changed("fuse-layer-norm") > 0, "{reports:?}");
     assert_eq!((count(&simple, "Gather"), count(&simple, "Shape")), (1, 0));
     for batch in [1, 3] {
         let bytes: Vec<i32> = (0..batch * 2048).map(|at| (at * at + at / 7) % 259 - 1).collect();

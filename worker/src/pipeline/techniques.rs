@@ -1,13 +1,17 @@
 //! The plan's stages in the optimizer's terms, or why they make no sense. Never touches a model.
 
 use assayer_crds::contract::{MakePlan, reasons};
-use assayer_crds::stages::{self, ActivationType, CalibrationKind, QuantizeMode, RecoverMethod, WeightType};
+use assayer_crds::stages::{
+    self, ActivationType, CalibrationKind, QuantizeMode, RecoverMethod, SimplifyPass, WeightType,
+};
 use assayer_crds::units;
 
 use crate::calibrate::Method;
 use crate::failure::{Result, bug, refused};
 use crate::optimize::Stage;
-use crate::passes::{Activations, Bits, Blocks, Choice, Granularity, Mode, Quantize, Raise, Recovery, Smoothing};
+use crate::passes::{
+    Activations, Bits, Blocks, Choice, Granularity, Mode, Quantize, Raise, Recovery, Simplify, Smoothing,
+};
 
 /// Weights that share a scale where the plan does not say: the most accurate of the sizes that cost less than a bit a weight.
 const DEFAULT_BLOCK: u32 = 32;
@@ -28,6 +32,12 @@ pub(super) fn of(plan: &MakePlan) -> Result<Vec<Stage>> {
     }
     let mut made = Vec::new();
     for (position, stage) in plan.stages.iter().enumerate() {
+        if let Some(settings) = &stage.simplify {
+            made.push(Stage::Simplify(Simplify {
+                skip: settings.skip.iter().copied().map(SimplifyPass::name).collect(),
+                indices_in_bounds: settings.assume_indices_in_bounds,
+            }));
+        }
         if let Some(settings) = &stage.quantize {
             let choice = Choice {
                 only: settings.only.clone(),
@@ -182,6 +192,7 @@ mod tests {
         let stages: Vec<stages::Stage> = stages
             .iter()
             .map(|(quantize, recover)| stages::Stage {
+                simplify: None,
                 quantize: quantize.clone(),
                 recover: recover.map(|method| stages::Recover {
                     method,
@@ -245,6 +256,18 @@ mod tests {
             settings(Mode::Dynamic, Method::MinMax, Some(0.2)),
         ];
         assert_eq!(made.unwrap(), wanted);
+    }
+
+    #[test]
+    fn simplify_keeps_its_settings() {
+        let mut plan = plan(&[(Some(planned(QuantizeMode::WeightOnly, None)), None)]);
+        let stage = serde_json::json!({"simplify": {"skip": ["fuse-gelu"], "assumeIndicesInBounds": true}});
+        plan.stages.insert(0, serde_json::from_value(stage).unwrap());
+        let wanted = Simplify {
+            skip: vec!["fuse-gelu"],
+            indices_in_bounds: true,
+        };
+        assert_eq!(of(&plan).unwrap()[0], Stage::Simplify(wanted));
     }
 
     #[test]
