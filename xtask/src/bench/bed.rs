@@ -21,6 +21,8 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("peer_inc.py", include_str!("python/peer_inc.py")),
     ("peer_nncf.py", include_str!("python/peer_nncf.py")),
     ("peer_ort.py", include_str!("python/peer_ort.py")),
+    ("prepare_centerface.py", include_str!("python/prepare_centerface.py")),
+    ("prepare_magika.py", include_str!("python/prepare_magika.py")),
     ("prepare_minilm.py", include_str!("python/prepare_minilm.py")),
     ("tasks.py", include_str!("python/tasks.py")),
     ("timed.py", include_str!("python/timed.py")),
