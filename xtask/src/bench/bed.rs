@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use assayer_crds::contract::InputBinding;
 use serde::Deserialize;
 
 use super::{Options, contestant::Taken, environment, task::Task};
@@ -144,7 +143,7 @@ impl Bed {
     }
 
     /// The inputs of the model, each fed by the column of its name.
-    pub(super) fn inputs(&self) -> Result<Vec<InputBinding>> {
+    pub(super) fn inputs(&self) -> Result<serde_json::Value> {
         let path = self.data.join("inputs.json");
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
