@@ -7,6 +7,7 @@ use super::{
     task::Task,
 };
 
+mod convolutions;
 mod minilm;
 
 /// Times as fast as the fastest peer of the same method and no better quality.
@@ -109,6 +110,8 @@ fn digits(value: f64) -> String {
 pub(super) fn of(task: Task, all: &[Contestant], baseline_bytes: u64, samples: u32) -> Vec<Bar> {
     let mut bars = match task {
         Task::Minilm => minilm::bars(all),
+        Task::Magika => convolutions::magika(all),
+        Task::Centerface => convolutions::centerface(all),
     };
     for method in Method::COMMON {
         bars.extend(wall(task, all, method));

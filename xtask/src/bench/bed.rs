@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use assayer_crds::contract::InputBinding;
 use serde::Deserialize;
 
 use super::{Options, contestant::Taken, environment, task::Task};
@@ -21,6 +20,8 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("peer_inc.py", include_str!("python/peer_inc.py")),
     ("peer_nncf.py", include_str!("python/peer_nncf.py")),
     ("peer_ort.py", include_str!("python/peer_ort.py")),
+    ("prepare_centerface.py", include_str!("python/prepare_centerface.py")),
+    ("prepare_magika.py", include_str!("python/prepare_magika.py")),
     ("prepare_minilm.py", include_str!("python/prepare_minilm.py")),
     ("tasks.py", include_str!("python/tasks.py")),
     ("timed.py", include_str!("python/timed.py")),
@@ -142,7 +143,7 @@ impl Bed {
     }
 
     /// The inputs of the model, each fed by the column of its name.
-    pub(super) fn inputs(&self) -> Result<Vec<InputBinding>> {
+    pub(super) fn inputs(&self) -> Result<serde_json::Value> {
         let path = self.data.join("inputs.json");
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))

