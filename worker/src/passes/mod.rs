@@ -263,13 +263,28 @@ const SIMPLIFYING: [(&str, Pass); 9] = [
     (merge_projections::NAME, |model, _| merge_projections::apply(model)),
 ];
 
-/// Rewrites the float model without changing what it computes; every pass is checked.
+/// Rounds of all passes: what one leaves to do is another's to find, such as a normalization behind a bias that became the convolution's.
+const MOST_ROUNDS: usize = 8;
+
+/// Rewrites the float model without changing what it computes, until nothing is left to rewrite; every pass is checked.
 pub fn simplify(model: &mut onnx::Model, settings: &Simplify, limits: &onnx::Limits) -> Result<Vec<Report>, Error> {
-    let mut reports = Vec::new();
-    for (name, pass) in SIMPLIFYING {
-        if !settings.skip.contains(&name) {
-            reports.push(pass(model, settings)?);
-            onnx::check(model, limits)?;
+    let mut reports: Vec<Report> = Vec::new();
+    for _ in 0..MOST_ROUNDS {
+        let mut round = Vec::new();
+        for (name, pass) in SIMPLIFYING {
+            if !settings.skip.contains(&name) {
+                round.push(pass(model, settings)?);
+                onnx::check(model, limits)?;
+            }
+        }
+        let changed = round.iter().any(|report| report.changed > 0);
+        // What is left is what the last round left; what was changed adds up.
+        for (report, before) in round.iter_mut().zip(&reports) {
+            report.changed += before.changed;
+        }
+        reports = round;
+        if !changed {
+            break;
         }
     }
     Ok(reports)

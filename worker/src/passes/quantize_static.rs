@@ -150,6 +150,10 @@ fn main(
 ) -> Result<(), Error> {
     let mut sites = chosen(index, report);
     let mut members = region::candidates(index, &sites);
+    if settings.activations == Activations::Int8 {
+        // ONNX Runtime turns signed values into the unsigned ones that its convolutions want, but not past a node that takes bytes itself.
+        members.retain(|member| !member.node.is("Pad"));
+    }
     let floors: BTreeMap<&str, f32> = ranged(index, &sites, &members)
         .into_iter()
         .map(|output| (output, saturation::floor(index, output)))
@@ -403,7 +407,8 @@ impl<'g> Rewrite<'_, 'g, '_> {
             bias = Some(vector);
         }
         let wide = match site.kind {
-            Kind::Conv => convolution::widened(site)?,
+            // Filling up is a Pad of bytes, behind which ONNX Runtime fuses no convolution of signed values.
+            Kind::Conv if self.settings.activations == Activations::UInt8 => convolution::widened(site)?,
             _ => None,
         };
         let mut packed = activation.packed;

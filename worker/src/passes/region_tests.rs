@@ -121,13 +121,13 @@ fn the_table_says_what_onnx_runtime_fuses() {
     ];
     for (kernel, channels, middle) in cases {
         let model = around(channels, middle);
-        // ONNX Runtime fuses no convolutions that share a signed input.
+        // ONNX Runtime fuses no convolutions of signed values that share an input, or that stand behind a Pad.
         let readers = model
             .graph
             .nodes
             .iter()
             .filter(|node| node.inputs.iter().any(|name| name == "x"));
-        let signed = (readers.count() == 1).then_some(Activations::Int8);
+        let signed = (readers.count() == 1 && kernel != "Pad").then_some(Activations::Int8);
         for activations in std::iter::once(Activations::UInt8).chain(signed) {
             let settings = Quantize {
                 activations,
@@ -202,6 +202,32 @@ fn narrow_inputs_are_filled_up_with_zeros() {
         assert_eq!(
             (count(&operators, "Pad"), count(&operators, "QLinearConv")),
             (1, 2),
+            "{operators:?}"
+        );
+        assert!(relative_difference(&run(&model, &inputs(50)), &outputs) < 0.03);
+    }
+}
+
+#[test]
+fn convolutions_of_signed_values_run_on_integers_around_a_pad_and_with_narrow_inputs() {
+    let padded = around(16, set("Pad", vec![vec![0, 0, 1, 1, 0, 0, 1, 0]]));
+    let mut b = Build::opset(17);
+    let x = b.input("x", &[1, 3, 16, 16]);
+    let first = conv(&mut b, &x, [3, 16], 3);
+    let last = conv(&mut b, &first, [16, 8], 1);
+    let narrow = b.finish(&[&last]);
+    let settings = Quantize {
+        activations: Activations::Int8,
+        ..Quantize::default()
+    };
+    let inputs: [(Model, Box<dyn Fn(u64) -> Vec<Tensor>>); 2] =
+        [(padded, Box::new(image)), (narrow, Box::new(pictures(3)))];
+    for (model, inputs) in inputs {
+        let (candidate, _) = quantized(&model, &settings, &inputs);
+        let (outputs, operators) = run_optimized(&candidate, &inputs(50));
+        assert_eq!(
+            (count(&operators, "QLinearConv"), count(&operators, "Conv")),
+            (2, 0),
             "{operators:?}"
         );
         assert!(relative_difference(&run(&model, &inputs(50)), &outputs) < 0.03);

@@ -161,7 +161,6 @@ fn the_real_model_keeps_its_outputs() {
         (1, 2),
         "{reports:?}"
     );
-    assert!(changed("fuse-layer-norm") > 0, "{reports:?}");
     assert_eq!((count(&simple, "Gather"), count(&simple, "Shape")), (1, 0));
     for batch in [1, 3] {
         let bytes: Vec<i32> = (0..batch * 2048).map(|at| (at * at + at / 7) % 259 - 1).collect();
