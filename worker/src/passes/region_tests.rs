@@ -220,10 +220,10 @@ fn convolutions_of_signed_values_run_on_integers_around_a_pad_and_with_narrow_in
         activations: Activations::Int8,
         ..Quantize::default()
     };
-    let inputs: [(Model, Box<dyn Fn(u64) -> Vec<Tensor>>); 2] =
-        [(padded, Box::new(image)), (narrow, Box::new(pictures(3)))];
-    for (model, inputs) in inputs {
-        let (candidate, _) = quantized(&model, &settings, &inputs);
+    let pictures = pictures(3);
+    let cases: [(Model, &dyn Fn(u64) -> Vec<Tensor>); 2] = [(padded, &image), (narrow, &pictures)];
+    for (model, inputs) in cases {
+        let (candidate, _) = quantized(&model, &settings, inputs);
         let (outputs, operators) = run_optimized(&candidate, &inputs(50));
         assert_eq!(
             (count(&operators, "QLinearConv"), count(&operators, "Conv")),
