@@ -221,8 +221,7 @@ fn convolutions_of_signed_values_run_on_integers_around_a_pad_and_with_narrow_in
         ..Quantize::default()
     };
     let pictures = pictures(3);
-    let cases: [(Model, &dyn Fn(u64) -> Vec<Tensor>); 2] = [(padded, &image), (narrow, &pictures)];
-    for (model, inputs) in cases {
+    for (model, inputs) in [(padded, &image as &dyn Fn(u64) -> _), (narrow, &pictures)] {
         let (candidate, _) = quantized(&model, &settings, inputs);
         let (outputs, operators) = run_optimized(&candidate, &inputs(50));
         assert_eq!(
