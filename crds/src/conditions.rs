@@ -95,6 +95,9 @@ reasons! {
     CANDIDATE_SELECTED = "CandidateSelected";
     /// A candidate failed a gate.
     CANDIDATE_REJECTED = "CandidateRejected";
+    /// A candidate was made on a machine with another instruction set than one that it was measured on: its weights were chosen for the first,
+    /// and may be slower, less accurate or overflow on others. Make it on such a node, or set `quantize.weights`.
+    INSTRUCTION_SET_DIFFERS = "InstructionSetDiffers";
     /// Signed evidence was stored.
     EVIDENCE_STORED = "EvidenceStored";
     /// A worker Job was created.

@@ -332,7 +332,7 @@ pub struct Runtime {
     /// Processor model.
     #[serde(default)]
     pub cpu: String,
-    /// Integer instruction set that kernels can use: `avx512_vnni`, `avx512`, `avx2`, `neon`, ….
+    /// Integer instruction set that kernels can use: `avx512_vnni`, `avx_vnni`, `avx512`, `avx2`, `neon`, ….
     #[serde(default)]
     pub instruction_set: String,
     /// Threads that ONNX Runtime was given (from the CPU limit).

@@ -109,7 +109,9 @@ impl SimplifyPass {
     "goal is for method RaisePrecision: remove it or set method: RaisePrecision")))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recover {
-    /// `SmoothQuant` evens out the inputs of matrix products (arXiv:2211.10438); it goes before mode `Static` or `Dynamic`. The others go
+    /// `SmoothQuant` evens out the inputs of matrix products (arXiv:2211.10438); it goes right before mode `Static` or `Dynamic`.
+    /// `Equalization` evens out channels between neighbouring layers (arXiv:1906.04721); it needs no data and goes before `SmoothQuant` and
+    /// mode `Static` or `Dynamic` with `granularity: PerTensor`. The others go
     /// after any `quantize`, in any order: `GPTQ` rounds each weight of matrix products so that the errors of a product make each other
     /// good (arXiv:2210.17323); `BiasCorrection` moves the mean error of each output into its bias (arXiv:1906.04721); `RaisePrecision`
     /// keeps the matrix products that lose most in 8 bits and blocks.
@@ -139,6 +141,8 @@ pub struct Recover {
 pub enum RecoverMethod {
     /// Even inputs, the difference moved into the weights.
     SmoothQuant,
+    /// Even channels from layer to layer.
+    Equalization,
     /// Rounding by what inputs have in common.
     GPTQ,
     /// The mean error of each output, moved into its bias.
@@ -152,6 +156,7 @@ impl RecoverMethod {
     pub fn name(self) -> &'static str {
         match self {
             Self::SmoothQuant => "SmoothQuant",
+            Self::Equalization => "Equalization",
             Self::GPTQ => "GPTQ",
             Self::BiasCorrection => "BiasCorrection",
             Self::RaisePrecision => "RaisePrecision",
@@ -169,19 +174,30 @@ impl RecoverMethod {
     "self.mode == 'Static' || !has(self.activations) || self.activations == 'UInt8'",
     "activations: Int8 is for mode Static; other modes make UInt8 at run time: remove activations or set mode: Static")))]
 #[cfg_attr(feature = "kube", x_kube(validation = (
-    "self.mode == 'WeightOnly' || !has(self.weights) || self.weights == 'Int8'",
+    "self.mode == 'WeightOnly' || !has(self.weights) || self.weights != 'Int4'",
     "weights: Int4 is for mode WeightOnly; there is no 4-bit kernel for other modes: set mode: WeightOnly or weights: Int8")))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.weights) || self.weights != 'Int7' || self.mode in ['Static', 'Dynamic']",
+    "weights: Int7 is for modes Static and Dynamic, whose integer products may overflow: remove weights or set mode: Static or Dynamic")))]
 #[cfg_attr(feature = "kube", x_kube(validation = (
     "!has(self.block) || (self.mode == 'WeightOnly' && self.block in [16, 32, 64, 128, 256])",
     "block is 16, 32, 64, 128 or 256, and for mode WeightOnly; the other modes have a scale for each channel: remove block or set mode: WeightOnly")))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.format) || self.mode in ['Static', 'Dynamic']",
+    "format is for modes Static and Dynamic; other modes have one form: remove format or set mode: Static or Dynamic")))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.weights) || self.mode != 'Float16'",
+    "weights is not for mode Float16, which keeps 16-bit floats: remove weights or set another mode")))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Quantize {
     /// `Dynamic` computes activation ranges at run time and needs no data; `Static` fixes them from calibration data; `WeightOnly` keeps
-    /// the weights of matrix products and embeddings in blocks of 8 or 4 bits, needs no data, and is the smallest.
+    /// the weights of matrix products and embeddings in blocks of 8 or 4 bits, needs no data, and is the smallest; `Float16` keeps weights, and
+    /// computes, in 16-bit floats, which halves the file, is no faster on CPUs, and leaves in 32 bits what comes near 65504 on the
+    /// calibration data, or on made-up inputs where there is none.
     pub mode: QuantizeMode,
-    /// Type of the weights. Default `Int8`. `Int4` is for mode `WeightOnly`.
-    #[serde(default)]
-    pub weights: WeightType,
+    /// Type of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<WeightType>,
     /// Type of the activations. Default `UInt8` (asymmetric).
     #[serde(default)]
     pub activations: ActivationType,
@@ -193,6 +209,9 @@ pub struct Quantize {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<i32>", range(min = 16, max = 256)))]
     pub block: Option<u32>,
+    /// Whose operators it is written in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
     /// How activation ranges are found in mode `Static`. Default: method `MinMax`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationMethod>,
@@ -218,15 +237,20 @@ pub enum QuantizeMode {
     Static,
     /// Never in the file: only weights are quantized.
     WeightOnly,
+    /// Not needed: activations are 16-bit floats.
+    Float16,
 }
 
-/// Integer type of quantized weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Type of the weights. `Int7` (-63 to 63, stored as 8 bits) is for modes `Static` and `Dynamic` on x86 without VNNI, whose kernels sum two
+/// products in 16 bits; `Int4` is for mode `WeightOnly`. Default `Int8`, but for modes `Static` and `Dynamic` where the worker that makes the
+/// candidate runs on x86 without VNNI: there `Int7`, and the report says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(JsonSchema))]
 pub enum WeightType {
     /// 8 bits.
-    #[default]
     Int8,
+    /// 8 bits, of which 7 are used.
+    Int7,
     /// 4 bits.
     Int4,
 }
@@ -240,6 +264,18 @@ pub enum ActivationType {
     UInt8,
     /// Signed 8 bits.
     Int8,
+}
+
+/// Whose operators modes `Static` and `Dynamic` write. `QOperator`, the default, uses ONNX Runtime's own for matrix products, which take their
+/// bias along: the fastest, and the file runs in ONNX Runtime only. `QDQ` uses ONNX's own (operator set 17) and none else, for other runtimes
+/// and compilers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(JsonSchema))]
+pub enum Format {
+    /// ONNX Runtime's own.
+    QOperator,
+    /// ONNX's own.
+    QDQ,
 }
 
 /// How many scales a weight has.
@@ -328,6 +364,11 @@ pub fn out_of_order(stages: &[Stage]) -> Option<String> {
                     );
                 }
             }
+            (None, Some(recover)) if recover.method == RecoverMethod::Equalization => {
+                if let Some(problem) = not_equalized(&stages[position + 1..]) {
+                    return Some(problem);
+                }
+            }
             (None, Some(recover)) => {
                 if let Some(problem) = misplaced(recover.method, &stages[..position]) {
                     return Some(problem);
@@ -339,13 +380,47 @@ pub fn out_of_order(stages: &[Stage]) -> Option<String> {
     None
 }
 
+/// Why evening out channels can't help the stages `behind` it.
+fn not_equalized(behind: &[Stage]) -> Option<String> {
+    let smooths =
+        |stage: &&Stage| matches!(&stage.recover, Some(recover) if recover.method == RecoverMethod::SmoothQuant);
+    let next = behind
+        .iter()
+        .find(|stage| !smooths(stage))
+        .and_then(|stage| stage.quantize.as_ref());
+    let next = next.filter(|next| matches!(next.mode, QuantizeMode::Static | QuantizeMode::Dynamic));
+    match next {
+        None => Some(
+            "recover with method: Equalization is not followed by quantize with mode: Static or Dynamic; put it before such a stage".to_owned(),
+        ),
+        Some(next) if next.granularity == Granularity::PerChannel => Some(
+            "recover with method: Equalization is followed by quantize with granularity: PerChannel, where every channel has a scale of its own and \
+             nothing to gain; remove it or set granularity: PerTensor"
+                .to_owned(),
+        ),
+        Some(_) => None,
+    }
+}
+
 /// Why `method` can't help the `quantize` that `before` ends with, but for other methods that help it, too.
 fn misplaced(method: RecoverMethod, before: &[Stage]) -> Option<String> {
     let name = method.name();
     for stage in before.iter().rev() {
         match (&stage.quantize, &stage.recover) {
+            (Some(quantize), _) if quantize.mode == QuantizeMode::Float16 => {
+                return Some(format!(
+                    "recover with method: {name} follows quantize with mode: Float16, where there is nothing to win back; remove one of them"
+                ));
+            }
+            (Some(quantize), _) if method == RecoverMethod::RaisePrecision && quantize.format == Some(Format::QDQ) => {
+                return Some(
+                    "recover with method: RaisePrecision follows quantize with format: QDQ, but ONNX itself has no products with 8-bit blocks; \
+                     remove one of them"
+                        .to_owned(),
+                );
+            }
             (Some(quantize), _) if method == RecoverMethod::RaisePrecision => {
-                let raised = quantize.mode == QuantizeMode::WeightOnly && quantize.weights == WeightType::Int8;
+                let raised = quantize.mode == QuantizeMode::WeightOnly && quantize.weights != Some(WeightType::Int4);
                 return raised.then(|| {
                     "recover with method: RaisePrecision follows quantize with mode: WeightOnly and weights: Int8, which has 8-bit blocks \
                      everywhere; remove it, set weights: Int4, or use mode: Static or Dynamic"
@@ -371,7 +446,7 @@ fn misplaced(method: RecoverMethod, before: &[Stage]) -> Option<String> {
 pub fn calibrating(stages: &[Stage]) -> Option<&'static str> {
     stages.iter().find_map(|stage| match (&stage.quantize, &stage.recover) {
         (Some(quantize), _) => (quantize.mode == QuantizeMode::Static).then_some("quantizes with mode: Static"),
-        (None, Some(_)) => Some("recovers accuracy"),
+        (None, Some(recover)) => (recover.method != RecoverMethod::Equalization).then_some("recovers accuracy"),
         (None, None) => None,
     })
 }
@@ -389,12 +464,16 @@ mod tests {
         let raise = r#"{"recover": {"method": "RaisePrecision", "share": "0.3"}}"#;
         let dynamic = r#"{"quantize": {"mode": "Dynamic"}}"#;
         let blocks = r#"{"quantize": {"mode": "WeightOnly", "weights": "Int4"}}"#;
+        let even = r#"{"recover": {"method": "Equalization"}}"#;
+        let tensor = r#"{"quantize": {"mode": "Dynamic", "granularity": "PerTensor"}}"#;
         let simplify = r#"{"simplify": {"skip": ["fuse-gelu"], "assumeIndicesInBounds": true}}"#;
         for good in [
             format!("[{dynamic}]"),
             format!("[{simplify}]"),
             format!("[{simplify}, {smooth}, {dynamic}, {gptq}]"),
             format!("[{smooth}, {dynamic}]"),
+            format!("[{even}, {tensor}]"),
+            format!("[{even}, {smooth}, {tensor}, {gptq}]"),
             format!("[{blocks}, {gptq}]"),
             format!("[{smooth}, {dynamic}, {gptq}, {bias}]"),
             format!("[{dynamic}, {bias}, {raise}, {gptq}]"),
@@ -413,6 +492,10 @@ mod tests {
             (format!("[{simplify}, {simplify}]"), "not its first stage"),
             (format!("[{simplify}, {gptq}]"), "GPTQ does not follow"),
             (format!("[{smooth}]"), "SmoothQuant is not followed"),
+            (format!("[{even}, {dynamic}]"), "granularity: PerChannel"),
+            (format!("[{even}, {blocks}]"), "Equalization is not followed"),
+            (format!("[{tensor}, {even}]"), "Equalization is not followed"),
+            (format!("[{smooth}, {even}, {tensor}]"), "SmoothQuant is not followed"),
             (format!("[{smooth}, {blocks}]"), "SmoothQuant is not followed"),
             (format!("[{gptq}, {blocks}]"), "GPTQ does not follow"),
             (format!("[{bias}]"), "BiasCorrection does not follow"),
@@ -420,6 +503,14 @@ mod tests {
             (
                 format!("[{blocks}, {gptq}, {bias}, {gptq}]"),
                 "GPTQ follows the same quantize twice",
+            ),
+            (
+                format!(r#"[{{"quantize": {{"mode": "Float16"}}}}, {gptq}]"#),
+                "mode: Float16",
+            ),
+            (
+                format!(r#"[{{"quantize": {{"mode": "Dynamic", "format": "QDQ"}}}}, {raise}]"#),
+                "format: QDQ",
             ),
             (
                 format!(r#"[{{"quantize": {{"mode": "WeightOnly"}}}}, {raise}]"#),
@@ -430,6 +521,7 @@ mod tests {
             assert!(said.contains(words), "{bad}: {said}");
         }
         assert_eq!(calibrating(&stages(&format!("[{dynamic}]"))), None);
+        assert_eq!(calibrating(&stages(&format!("[{even}, {tensor}]"))), None);
         assert_eq!(
             calibrating(&stages(&format!("[{smooth}, {dynamic}]"))),
             Some("recovers accuracy")

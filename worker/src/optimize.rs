@@ -185,10 +185,13 @@ pub fn optimize_given(
     progress(Step::Simplify);
     onnx::normalize(&mut model)?;
     let upgraded = onnx::upgrade(&mut model)?;
-    let (simplify, stages) = match request.stages {
+    let (mut simplify, stages) = match request.stages {
         [Stage::Simplify(settings), stages @ ..] => (settings.clone(), stages),
         stages => (Simplify::default(), stages),
     };
+    if stages.iter().any(Stage::is_standard) {
+        simplify.skip.extend(passes::NOT_STANDARD);
+    }
     let mut reports = passes::simplify(&mut model, &simplify, &request.limits)?;
     if stages.is_empty() {
         passes::require_simpler(&reports)?;
@@ -214,6 +217,7 @@ pub fn optimize_given(
             runtime,
             threads: request.threads,
             samples,
+            probe: &probe,
             progress: &mut told,
         };
         reports.extend(stage.apply(&mut model, &mut calibration)?);

@@ -168,10 +168,11 @@ impl Bench {
     fn make(&self, mode: QuantizeMode) -> MakePlan {
         let stage = Quantize {
             mode,
-            weights: WeightType::Int8,
+            weights: Some(WeightType::Int8),
             activations: ActivationType::UInt8,
             granularity: Granularity::PerChannel,
             block: None,
+            format: None,
             calibration: None,
             only: Vec::new(),
             except: Vec::new(),

@@ -264,11 +264,13 @@ pub fn technique(stages: &[Stage]) -> String {
             (Some(quantize), _) => Some(match (quantize.mode, quantize.weights) {
                 (QuantizeMode::Static, _) => "static-int8",
                 (QuantizeMode::Dynamic, _) => "dynamic-int8",
-                (QuantizeMode::WeightOnly, WeightType::Int8) => "blocks-int8",
-                (QuantizeMode::WeightOnly, WeightType::Int4) => "blocks-int4",
+                (QuantizeMode::Float16, _) => "float16",
+                (QuantizeMode::WeightOnly, Some(WeightType::Int4)) => "blocks-int4",
+                (QuantizeMode::WeightOnly, _) => "blocks-int8",
             }),
             (None, Some(recover)) => Some(match recover.method {
                 RecoverMethod::SmoothQuant => "smoothquant",
+                RecoverMethod::Equalization => "equalization",
                 RecoverMethod::GPTQ => "gptq",
                 RecoverMethod::BiasCorrection => "biascorrection",
                 RecoverMethod::RaisePrecision => "raiseprecision",

@@ -82,6 +82,8 @@ pub(super) struct World {
     pub(super) fates: BTreeMap<(String, i32), Fate>,
     /// Candidate latency as a multiple of the baseline's, and accuracy, by candidate.
     pub(super) numbers: BTreeMap<String, (f64, f64)>,
+    /// Of nodes that make candidates, and of nodes that measure them.
+    pub(super) instruction_sets: (&'static str, &'static str),
     pub(super) transcript: Vec<String>,
     /// Writes until the operator dies.
     pub(super) crash_after: Option<usize>,
@@ -138,6 +140,7 @@ impl World {
             evidence: BTreeMap::new(),
             fates: BTreeMap::new(),
             numbers: BTreeMap::from([("dynamic".into(), (4.71, 0.925)), ("static".into(), (0.45, 0.9257))]),
+            instruction_sets: ("avx512_vnni", "avx512_vnni"),
             transcript: Vec::new(),
             crash_after: None,
             serial: 0,
@@ -347,7 +350,7 @@ impl World {
                     reason: (*reason).into(),
                     message: (*message).into(),
                 };
-                let (line, words) = words(&seen.job, &plan, Outcome::Failed(failure));
+                let (line, words) = words(&seen.job, &plan, Outcome::Failed(failure), self.instruction_sets.0);
                 log = Log::Read(format!("warming up\n{line}\n").into_bytes());
                 terminated(&mut pod, 1, i32::from(class.exit_code()), Some("Error"), Some(&words));
             }
@@ -366,7 +369,10 @@ impl World {
                         Outcome::Failed(_) => {}
                     }
                 }
-                let (line, words) = words(&seen.job, &plan, outcome);
+                let made = matches!(outcome, Outcome::Made(_));
+                let (on_make, on_measure) = self.instruction_sets;
+                let set = if made { on_make } else { on_measure };
+                let (line, words) = words(&seen.job, &plan, outcome, set);
                 log = Log::Read(format!("a line of stderr\n{line}\n").into_bytes());
                 terminated(&mut pod, 2, 0, Some("Completed"), Some(&words));
             }

@@ -9,6 +9,7 @@ mod entropy;
 mod extremes;
 mod gram;
 mod histogram;
+mod magnitudes;
 mod range;
 mod seen;
 mod squared_error;
@@ -17,6 +18,7 @@ pub use self::{
     channels::{Channels, Ends},
     gram::Gram,
     histogram::Histogram,
+    magnitudes::magnitudes,
     range::{Extent, Range},
 };
 

@@ -40,7 +40,7 @@ impl Quantization<'_> {
     /// What becomes of products that are not raised; none where all are as precise as raised ones.
     fn otherwise(&self) -> Option<Otherwise> {
         match self.form {
-            Form::Integers(settings, _) => Some(Otherwise::Integers(settings.granularity)),
+            Form::Integers(settings, _) => Some(Otherwise::Integers(settings.grid())),
             Form::Blocks(settings) => (settings.bits == Bits::Four).then_some(Otherwise::FourBits(settings.size)),
         }
     }

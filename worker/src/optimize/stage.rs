@@ -6,11 +6,11 @@ use super::{
     quantization::{Form, Quantization},
 };
 use crate::{
-    calibrate::{self, Learned, Method, Rows, Samples, Wanted},
-    onnx::Model,
+    calibrate::{self, Batches, Learned, Method, Rows, Samples, Wanted},
+    onnx::{Model, Tensor},
     passes::{
-        self, Blocks, Choice, Mode, Quantize, Recovery, Report, Simplify, Smoothing, choice, quantize_static,
-        quantize_tables, smooth,
+        self, Blocks, Choice, Format, Mode, Quantize, Recovery, Report, Simplify, Smoothing, choice, equalize, float16,
+        quantize_static, quantize_tables, smooth,
     },
     session::Runtime,
 };
@@ -25,10 +25,14 @@ pub enum Stage {
     Choose(Choice),
     /// Even out the inputs of matrix products, for a stage that quantizes them.
     Smooth(Smoothing),
+    /// Even out channels between layers, for a stage that gives each weight one scale.
+    Equalize,
     /// Quantize weights and activations to 8 bits.
     Quantize(Quantize),
     /// Keep weights in blocks of 8 or 4 bits.
     QuantizeBlocks(Blocks),
+    /// Keep weights, and compute, in 16-bit floats.
+    Float16,
 }
 
 /// What a stage can calibrate with.
@@ -36,6 +40,8 @@ pub(super) struct Calibration<'r, 's, 'p> {
     pub(super) runtime: &'r Runtime,
     pub(super) threads: usize,
     pub(super) samples: Samples<'s>,
+    /// What the model is tried on where there are no samples.
+    pub(super) probe: &'r [Tensor],
     pub(super) progress: &'p mut dyn FnMut(Step),
 }
 
@@ -43,11 +49,17 @@ impl Stage {
     /// Whether it needs samples.
     pub(super) fn calibrates(&self) -> bool {
         match self {
-            Self::Simplify(_) | Self::Choose(_) => false,
+            // Of `Float16`, too: made-up inputs tell less of how large values become, and still more than nothing.
+            Self::Simplify(_) | Self::Choose(_) | Self::Equalize | Self::Float16 => false,
             Self::Smooth(_) => true,
             Self::Quantize(settings) => settings.mode == Mode::Static || settings.recovery.calibrates(),
             Self::QuantizeBlocks(settings) => settings.recovery.calibrates(),
         }
+    }
+
+    /// Whether it promises to use no operator but ONNX's own.
+    pub(super) fn is_standard(&self) -> bool {
+        matches!(self, Self::Quantize(settings) if settings.format == Format::Qdq)
     }
 
     /// Changes the model; one report for each pass that ran.
@@ -72,6 +84,7 @@ impl Stage {
                 let seen = calibration.learn(model, &[], Method::MinMax, &rows)?;
                 Ok(vec![smooth::apply(model, *settings, &seen.rows)?])
             }
+            Self::Equalize => Ok(vec![equalize::apply(model)?]),
             Self::Quantize(settings) => {
                 // First: calibration then sees the activations that rounded rows give.
                 let mut reports = vec![quantize_tables::apply(model)?];
@@ -85,6 +98,17 @@ impl Stage {
                 let grams = &learned.rows;
                 reports.extend(calibration.quantize(model, &Quantization { form, grams })?);
                 Ok(reports)
+            }
+            Self::Float16 => {
+                let probe = calibration.probe;
+                let mut tried = std::iter::once_with(|| Ok::<_, calibrate::DataError>(probe.to_vec()));
+                let mut samples = (calibration.samples)().peekable();
+                let given = samples.peek().is_some();
+                let batches: Batches<'_> = if given { &mut samples } else { &mut tried };
+                let mut told = |done| (calibration.progress)(Step::Calibrate(done));
+                let seen = calibrate::magnitudes(calibration.runtime, calibration.threads, model, batches, &mut told)?;
+                (calibration.progress)(Step::Quantize);
+                Ok(vec![float16::apply(model, &seen)?])
             }
             Self::QuantizeBlocks(settings) => {
                 let rows = rows_for(model, settings.recovery);

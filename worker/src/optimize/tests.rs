@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     calibrate::Method,
     onnx::ElementType,
-    passes::{Activations, Bits, Blocks, Granularity, Mode, Quantize, Raise, Recovery},
+    passes::{Activations, Bits, Blocks, Format, Granularity, Mode, Quantize, Raise, Recovery},
     testing,
 };
 
@@ -368,4 +368,59 @@ fn precision_is_raised_until_the_goal_is_reached_and_the_best_is_kept_when_it_is
     );
     let (count, note) = raised(Some(0.999_999));
     assert!(count == 3 && note.contains("misses the goal of 0.999999"), "{note}");
+}
+
+#[test]
+fn in_onnx_own_operators_the_real_model_needs_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("candidate.onnx");
+    let held_out: Vec<Vec<Tensor>> = samples().split_off(12);
+    let baseline = top(&testing::magika(), &held_out);
+    for mode in [Mode::Static, Mode::Dynamic] {
+        let settings = Quantize {
+            mode,
+            format: Format::Qdq,
+            ..Quantize::default()
+        };
+        make(settings, 1, &output).unwrap();
+        let candidate = onnx::read(&output, &Limits::default()).unwrap();
+        assert_eq!(candidate.opset("com.microsoft"), None);
+        let agree = top(&output, &held_out)
+            .iter()
+            .zip(&baseline)
+            .filter(|(a, b)| a == b)
+            .count();
+        assert!(
+            agree * 100 >= baseline.len() * 95,
+            "{mode:?}: {agree} of {}",
+            baseline.len()
+        );
+    }
+}
+
+#[test]
+fn the_real_model_in_sixteen_bits_is_half_and_agrees_with_and_without_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("candidate.onnx");
+    let held_out: Vec<Vec<Tensor>> = samples().split_off(12);
+    let baseline = top(&testing::magika(), &held_out);
+    for given in [12, 0] {
+        let batches = samples();
+        let request = Request {
+            model: &testing::magika(),
+            output: &output,
+            stages: &[Stage::Float16],
+            threads: 1,
+            limits: Limits::default(),
+        };
+        let open = || -> Box<dyn Iterator<Item = _>> { Box::new(batches.iter().take(given).cloned().map(Ok)) };
+        let report = optimize(&testing::runtime(), &request, &open, &mut |_| {}).unwrap();
+        assert!(report.bytes_after * 100 < report.bytes_before * 52, "{report:?}");
+        let agree = top(&output, &held_out)
+            .iter()
+            .zip(&baseline)
+            .filter(|(a, b)| a == b)
+            .count();
+        assert_eq!(agree, baseline.len(), "{given}");
+    }
 }

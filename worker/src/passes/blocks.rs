@@ -249,19 +249,19 @@ impl Steps {
         }
     }
 
-    /// The 255 values of a symmetric `int8`: 127 steps up to `largest` in both directions.
-    pub(super) fn symmetric(largest: f32) -> Self {
+    /// Symmetric values: `count` steps up to `largest` in both directions.
+    pub(super) fn symmetric(largest: f32, count: f32) -> Self {
         Self {
-            scale: (largest / 127.0).max(SMALLEST_SCALE),
-            zero_point: 127.0,
-            largest: 254.0,
+            scale: (largest / count).max(SMALLEST_SCALE),
+            zero_point: count,
+            largest: 2.0 * count,
         }
     }
 
     /// The symmetric ones with the least squared error, weighted by `importance`, among shares of the largest magnitude.
-    pub(super) fn fit_symmetric(values: &[f32], importance: &[f32]) -> Self {
+    pub(super) fn fit_symmetric(values: &[f32], importance: &[f32], count: f32) -> Self {
         let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-        let tried = SHARES.map(|share| Self::symmetric(largest * share));
+        let tried = SHARES.map(|share| Self::symmetric(largest * share, count));
         let errors = tried.map(|steps| steps.error(values, Some(importance)));
         let best = (0..tried.len()).min_by(|&a, &b| errors[a].total_cmp(&errors[b]));
         tried[best.unwrap_or(0)]

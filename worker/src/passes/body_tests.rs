@@ -219,6 +219,17 @@ fn static_ranges_are_for_the_main_graph_and_bodies_find_theirs() {
     valid(&model);
     faithful(&float, &model, 0.05);
 
+    let standard = Quantize {
+        format: Format::Qdq,
+        ..Quantize::default()
+    };
+    let mut model = float.clone();
+    let report = quantize_static::apply(&mut model, &standard, &seen).unwrap();
+    assert_eq!(report.changed, 4);
+    assert_eq!(model.opset("com.microsoft"), None);
+    valid(&model);
+    faithful(&float, &model, 0.05);
+
     let signed = Quantize {
         activations: Activations::Int8,
         ..Quantize::default()

@@ -273,7 +273,7 @@ mod tests {
         gram.add(&[1.0, 1.0, 1.0, 0.0]);
         gram.finish();
         let factor = Factor::new(&gram, Errors::All).unwrap();
-        let steps = Steps::symmetric(127.0);
+        let steps = Steps::symmetric(127.0, 127.0);
         let codes = factor.round(&[10.4, 3.3], &[steps], 2);
         // 10.4 -> 10 loses 0.4; the second makes good 0.4 * H_01 / H_11 = 0.4: 3.7 -> 4.
         assert_eq!(codes, [127 + 10, 127 + 4]);

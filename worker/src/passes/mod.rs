@@ -6,7 +6,9 @@
 mod blocks;
 pub mod choice;
 mod convolution;
+pub mod equalize;
 mod even;
+pub mod float16;
 pub mod fold_batch_norm;
 pub mod fold_bias;
 pub mod fold_constants;
@@ -187,10 +189,16 @@ fn require_effect(report: Report) -> Result<Report, Error> {
 pub struct Quantize {
     /// Whether activations get their ranges at run time or from calibration data.
     pub mode: Mode,
+    /// In whose operators it is written.
+    pub format: Format,
     /// Type of the activations.
     pub activations: Activations,
     /// How many scales a weight has.
     pub granularity: Granularity,
+    /// How far weights reach.
+    pub weights: Weights,
+    /// The instruction set by which that was chosen; none where it was asked for.
+    pub chosen_for: Option<&'static str>,
     /// How ranges are chosen; only for [`Mode::Static`].
     pub calibration: Method,
     /// How accuracy is won back.
@@ -201,12 +209,82 @@ impl Default for Quantize {
     fn default() -> Self {
         Self {
             mode: Mode::Static,
+            format: Format::QOperator,
             activations: Activations::UInt8,
             granularity: Granularity::PerChannel,
+            weights: Weights::Int8,
+            chosen_for: None,
             calibration: Method::MinMax,
             recovery: Recovery::default(),
         }
     }
+}
+
+impl Quantize {
+    /// How its weights are laid out.
+    pub fn grid(&self) -> Grid {
+        Grid {
+            granularity: self.granularity,
+            weights: self.weights,
+        }
+    }
+
+    /// Why weights reach as far as they do, where nobody asked for it.
+    fn note(&self, report: &mut Report) {
+        let Some(set) = self.chosen_for else { return };
+        report.note = match self.weights {
+            Weights::Int8 => format!("weights: Int8, because kernels of {set} sum products of 8 bits without loss"),
+            Weights::Int7 => format!(
+                "weights: Int7, because kernels of {set} sum two products in 16 bits, which weights of 8 bits would overflow; \
+                 set weights: Int8 for machines with VNNI"
+            ),
+        };
+    }
+}
+
+/// How weights are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// How many scales a weight has.
+    pub granularity: Granularity,
+    /// How far they reach.
+    pub weights: Weights,
+}
+
+/// How far symmetric weights in `int8` reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// -127 to 127.
+    Int8,
+    /// -63 to 63: two products with an unsigned byte then fit 16 bits, into which x86 without VNNI sums them.
+    Int7,
+}
+
+impl Weights {
+    /// What suits kernels of an instruction set, as [`crate::run`] names them.
+    pub fn suiting(instruction_set: &str) -> Self {
+        match instruction_set {
+            "sse" | "avx2" | "avx512" => Self::Int7,
+            _ => Self::Int8,
+        }
+    }
+
+    /// The largest value.
+    fn largest(self) -> f32 {
+        match self {
+            Self::Int8 => 127.0,
+            Self::Int7 => 63.0,
+        }
+    }
+}
+
+/// In whose operators a quantized model is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// ONNX Runtime's own integer products: the file runs there and nowhere else.
+    QOperator,
+    /// ONNX's own: Quantize and Dequantize around float operators, integer products where ranges are found at run time.
+    Qdq,
 }
 
 /// When ranges of activations are found.
@@ -218,7 +296,7 @@ pub enum Mode {
     Dynamic,
 }
 
-/// Type of quantized activations. Weights are always symmetric `int8`.
+/// Type of quantized activations. Weights are always symmetric and stored as `int8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activations {
     /// Unsigned 8 bits.
@@ -262,6 +340,9 @@ const SIMPLIFYING: [(&str, Pass); 9] = [
     (fold_bias::NAME, |model, _| fold_bias::apply(model)),
     (merge_projections::NAME, |model, _| merge_projections::apply(model)),
 ];
+
+/// Passes that write operators which are not ONNX's own.
+pub(crate) const NOT_STANDARD: [&str; 2] = [layer_norm::NAME, gelu::NAME];
 
 /// Rounds of all passes: what one leaves to do is another's to find, such as a normalization behind a bias that became the convolution's.
 const MOST_ROUNDS: usize = 8;

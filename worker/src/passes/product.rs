@@ -2,19 +2,27 @@
 //!
 //! `MatMul` and `Add` between Quantize and Dequantize nodes become a `Gemm` at load, with a float bias and therefore no
 //! integer kernel. `MatMulIntegerToFloat` (range known) and `DynamicQuantizeMatMul` (range found at run time) have one for
-//! rows of any rank: `y = (q(x) - z) q(w) s_x s_w + b`, with float results that are not rounded.
+//! rows of any rank: `y = (q(x) - z) q(w) s_x s_w + b`, with float results that are not rounded. In ONNX's own operators the same is
+//! `MatMulInteger`, `Cast`, `Mul` and `Add`, of which ONNX Runtime makes its own at load.
 
 use super::{
-    Error, Granularity,
+    Error, Format, Quantize,
     layout::{Layout, Packed},
     recovery::{self, Recovering},
     site::{Kind, Site},
     weights::{self, QuantizedWeights},
 };
-use crate::onnx::{Index, Node, Tensor, shown};
+use crate::onnx::{AttributeValue, ElementType, Index, Model, Node, Tensor, shown};
 
 /// Domain of the operators.
 pub(super) const DOMAIN: &str = "com.microsoft";
+
+/// Imports the domain where a node needs it.
+pub(super) fn import(model: &mut Model) {
+    if model.graph.nodes.iter().any(|node| node.domain == DOMAIN) {
+        model.import(DOMAIN, 1);
+    }
+}
 
 /// A product whose weights and bias lie in the patch already.
 pub(super) struct Product {
@@ -22,6 +30,7 @@ pub(super) struct Product {
     /// Empty where there is none.
     bias: String,
     output: String,
+    format: Format,
 }
 
 impl Product {
@@ -30,7 +39,7 @@ impl Product {
         layout: &mut Layout,
         index: &Index<'_>,
         site: &Site<'_>,
-        granularity: Granularity,
+        settings: &Quantize,
         rank: Option<usize>,
         recovering: &mut Recovering<'_>,
     ) -> Result<Self, Error> {
@@ -44,10 +53,10 @@ impl Product {
             }
         };
         let matrix = as_run(site)?;
-        let (quantized, correction) = recovering.weights(site, &matrix, 1, granularity, |_| 0.0)?;
+        let (quantized, correction) = recovering.weights(site, &matrix, 1, settings.grid(), |_| 0.0)?;
         let vector = recovery::corrected(bias, correction)?;
         let vector = vector.map(|values| (bias.map_or(output, |bias| &bias.name), values));
-        Self::of_rounded(layout, &matrix, quantized, vector, output)
+        Self::of_rounded(layout, &matrix, quantized, vector, output, settings.format)
     }
 
     /// The product with a matrix `[inputs, channels]` and a bias of one value for each channel.
@@ -55,16 +64,16 @@ impl Product {
         layout: &mut Layout,
         matrix: &Tensor,
         bias: Option<&Tensor>,
-        granularity: Granularity,
+        settings: &Quantize,
         output: &str,
     ) -> Result<Self, Error> {
-        let quantized = weights::quantize(matrix, 1, granularity, |_| 0.0);
+        let quantized = weights::quantize(matrix, 1, settings.grid(), |_| 0.0);
         let quantized = quantized.ok_or_else(|| Error::NotFinite {
             name: shown(&matrix.name),
         })?;
         let vector = recovery::corrected(bias, None)?;
         let vector = vector.zip(bias).map(|(values, bias)| (bias.name.as_str(), values));
-        Self::of_rounded(layout, matrix, quantized, vector, output)
+        Self::of_rounded(layout, matrix, quantized, vector, output, settings.format)
     }
 
     /// `bias`: a name to go by, and values.
@@ -74,6 +83,7 @@ impl Product {
         quantized: QuantizedWeights,
         bias: Option<(&str, Vec<f32>)>,
         output: &str,
+        format: Format,
     ) -> Result<Self, Error> {
         let weights = layout.weights(matrix, 1, quantized)?;
         let bias = match bias {
@@ -87,11 +97,15 @@ impl Product {
             weights,
             bias,
             output: output.to_owned(),
+            format,
         })
     }
 
     /// With an activation that is quantized already.
-    pub(super) fn of_quantized(&self, activation: &Packed) -> Node {
+    pub(super) fn of_quantized(&self, layout: &mut Layout, activation: &Packed) -> Vec<Node> {
+        if self.format == Format::Qdq {
+            return self.in_standard_operators(layout, activation);
+        }
         let inputs = [
             activation.values.as_str(),
             &self.weights.values,
@@ -101,10 +115,10 @@ impl Product {
             &self.weights.zero_point,
             &self.bias,
         ];
-        self.node("MatMulIntegerToFloat", &inputs)
+        vec![self.node("MatMulIntegerToFloat", &inputs)]
     }
 
-    /// With a float activation, quantized on the way.
+    /// With a float activation, quantized on the way. There is no such operator in ONNX itself.
     pub(super) fn of_float(&self, activation: &str) -> Node {
         let inputs = [
             activation,
@@ -114,6 +128,33 @@ impl Product {
             &self.bias,
         ];
         self.node("DynamicQuantizeMatMul", &inputs)
+    }
+
+    fn in_standard_operators(&self, layout: &mut Layout, activation: &Packed) -> Vec<Node> {
+        let mut fresh = |suffix| layout.names.fresh(&self.output, suffix);
+        let (sums, floats, unit) = (fresh("/sums"), fresh("/floats"), fresh("/unit"));
+        let product = if self.bias.is_empty() {
+            self.output.clone()
+        } else {
+            fresh("/product")
+        };
+        let inputs = [
+            activation.values.as_str(),
+            &self.weights.values,
+            &activation.zero_point,
+            &self.weights.zero_point,
+        ];
+        let float = AttributeValue::Int(ElementType::Float.number());
+        let mut nodes = vec![
+            Node::new("MatMulInteger", &inputs, &[&sums]),
+            Node::new("Cast", &[&sums], &[&floats]).with("to", float),
+            Node::new("Mul", &[&activation.scale, &self.weights.scale], &[&unit]),
+            Node::new("Mul", &[&floats, &unit], &[&product]),
+        ];
+        if !self.bias.is_empty() {
+            nodes.push(Node::new("Add", &[&product, &self.bias], &[&self.output]));
+        }
+        nodes
     }
 
     fn node(&self, op_type: &str, inputs: &[&str]) -> Node {

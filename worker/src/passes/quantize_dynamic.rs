@@ -2,10 +2,10 @@
 //!
 //! Matrix products become ONNX Runtime's own integer products with their bias; convolutions become products of rows where
 //! that pays and stay float where it does not, because ONNX Runtime's dynamic integer convolution is slower than its float
-//! one. An input that several products read is quantized once.
+//! one. An input that several products read is quantized once. In ONNX's own operators it says the same, and ONNX Runtime runs the same.
 
 use super::{
-    Activations, Error, Granularity, Quantize, Report,
+    Activations, Error, Format, Quantize, Report,
     layout::{Layout, Packed},
     product::{self, Product},
     quantize_lstm,
@@ -40,19 +40,20 @@ pub fn apply_recovering(
     let mut report = Report::new(NAME);
     let mut layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
     rewrite(model, |index| {
-        let quantized = quantize(index, settings.granularity, &mut layout, recovering, &mut report)?;
+        let quantized = quantize(index, settings, &mut layout, recovering, &mut report)?;
         report.changed += quantized.len();
         Ok::<_, Error>(layout.take_patch(NAME))
     })?;
-    let report = super::require_effect(report)?;
-    model.import(product::DOMAIN, 1);
+    let mut report = super::require_effect(report)?;
+    settings.note(&mut report);
+    product::import(model);
     Ok(report)
 }
 
 /// Quantizes every site of one graph that pays, as a patch of `layout`; their positions.
 pub(super) fn quantize(
     index: &Index<'_>,
-    granularity: Granularity,
+    settings: &Quantize,
     layout: &mut Layout,
     recovering: &mut Recovering<'_>,
     report: &mut Report,
@@ -72,7 +73,7 @@ pub(super) fn quantize(
         shapes: Shapes::new(index),
         layout,
         index,
-        granularity,
+        settings,
         activations: HashMap::new(),
     };
     for (site, windows) in &chosen {
@@ -81,7 +82,7 @@ pub(super) fn quantize(
             None => rewrite.product(site, readers[site.input()] > 1, recovering)?,
         }
     }
-    let mut positions = quantize_lstm::quantize(index, granularity, rewrite.layout, report)?;
+    let mut positions = quantize_lstm::quantize(index, settings, rewrite.layout, report)?;
     positions.extend(chosen.iter().map(|(site, _)| site.position));
     Ok(positions)
 }
@@ -97,7 +98,7 @@ fn windows(site: &Site<'_>) -> Result<Option<Windows>, &'static str> {
 struct Rewrite<'i, 'g> {
     index: &'i Index<'g>,
     shapes: Shapes<'g>,
-    granularity: Granularity,
+    settings: &'i Quantize,
     layout: &'i mut Layout,
     /// Of this graph only: what a body quantizes exists only where that body runs.
     activations: HashMap<String, Packed>,
@@ -125,14 +126,14 @@ impl Rewrite<'_, '_> {
     /// `shared`: other sites read the same input.
     fn product(&mut self, site: &Site<'_>, shared: bool, recovering: &mut Recovering<'_>) -> Result<(), Error> {
         let rank = self.shapes.rank(site.input());
-        let product = Product::new(self.layout, self.index, site, self.granularity, rank, recovering)?;
-        let node = if shared {
+        let product = Product::new(self.layout, self.index, site, self.settings, rank, recovering)?;
+        let nodes = if shared || self.settings.format == Format::Qdq {
             let activation = self.activation(site.input());
-            product.of_quantized(&activation)
+            product.of_quantized(self.layout, &activation)
         } else {
-            product.of_float(site.input())
+            vec![product.of_float(site.input())]
         };
-        self.layout.patch.replace(site.position, vec![node]);
+        self.layout.patch.replace(site.position, nodes);
         Ok(())
     }
 
@@ -142,12 +143,12 @@ impl Rewrite<'_, '_> {
         let (mut nodes, rows) = windows.rows(self.layout, &activation)?;
         let turned = self.layout.names.fresh(&output, "/channels_last");
         let matrix = windows.matrix(site.weights)?;
-        let product = Product::of_matrix(self.layout, &matrix, site.bias, self.granularity, &turned)?;
+        let product = Product::of_matrix(self.layout, &matrix, site.bias, self.settings, &turned)?;
         let rows = Packed {
             values: rows,
             ..activation
         };
-        nodes.push(product.of_quantized(&rows));
+        nodes.extend(product.of_quantized(self.layout, &rows));
         nodes.push(windows.back(&turned, &output));
         self.layout.patch.replace(site.position, nodes);
         Ok(())

@@ -1,7 +1,7 @@
 //! LSTMs with constant weights in 8 bits, spelled as ONNX Runtime's `DynamicQuantizeLSTM`: inputs and hidden states are quantized as they
 //! come. Other recurrent operators have no such kernel; they are left, and said to be.
 
-use super::{Error, Granularity, Report, choice, layout::Layout, product::DOMAIN, weights};
+use super::{Error, Format, Granularity, Grid, Quantize, Report, choice, layout::Layout, product::DOMAIN, weights};
 use crate::onnx::{ElementType, Index, Node, Tensor, shown};
 
 /// Fewer weights cost more to quantize inputs for than they save.
@@ -14,7 +14,7 @@ const FLOAT_INPUTS: usize = 8;
 /// Quantizes every such node of one graph, as a patch of `layout`; their positions.
 pub(super) fn quantize(
     index: &Index<'_>,
-    granularity: Granularity,
+    settings: &Quantize,
     layout: &mut Layout,
     report: &mut Report,
 ) -> Result<Vec<usize>, Error> {
@@ -24,10 +24,17 @@ pub(super) fn quantize(
             report.leave(node, choice::PINNED);
             continue;
         }
+        if settings.format == Format::Qdq {
+            report.leave(
+                node,
+                "ONNX itself has no quantized recurrent operator: use format QOperator",
+            );
+            continue;
+        }
         match find(index, node) {
             Ok((input, hidden)) => {
-                let input = packed(layout, input, granularity)?;
-                let hidden = packed(layout, hidden, granularity)?;
+                let input = packed(layout, input, settings.grid())?;
+                let hidden = packed(layout, hidden, settings.grid())?;
                 let mut inputs = node.inputs.clone();
                 inputs.resize(FLOAT_INPUTS, String::new());
                 for (slot, [values, scale, zero_point]) in [(1, input), (2, hidden)] {
@@ -83,9 +90,9 @@ fn find<'g>(index: &Index<'g>, node: &Node) -> Result<(&'g Tensor, &'g Tensor), 
 
 /// The weights as the operator takes them, `[directions, inputs, channels]`, with a scale for each channel of each direction or one for
 /// each direction: names of values, scales and zero points.
-fn packed(layout: &mut Layout, weights: &Tensor, granularity: Granularity) -> Result<[String; 3], Error> {
+fn packed(layout: &mut Layout, weights: &Tensor, grid: Grid) -> Result<[String; 3], Error> {
     let (directions, channels, inputs) = (weights.dims[0], weights.dims[1], weights.dims[2]);
-    let scales = match granularity {
+    let scales = match grid.granularity {
         Granularity::PerChannel => vec![directions, channels],
         Granularity::PerTensor => vec![directions],
     };
@@ -94,7 +101,12 @@ fn packed(layout: &mut Layout, weights: &Tensor, granularity: Granularity) -> Re
         dims: vec![rows, weights.len() / rows],
         ..weights.clone()
     };
-    let quantized = weights::quantize(&flat, 0, Granularity::PerChannel, |_| 0.0).ok_or_else(|| Error::NotFinite {
+    // A row for each scale, whatever the granularity.
+    let rowwise = Grid {
+        granularity: Granularity::PerChannel,
+        ..grid
+    };
+    let quantized = weights::quantize(&flat, 0, rowwise, |_| 0.0).ok_or_else(|| Error::NotFinite {
         name: shown(&weights.name),
     })?;
     weights.release();
@@ -211,6 +223,13 @@ mod tests {
             let error = quantize_dynamic::apply(&mut model, &dynamic(Granularity::PerChannel)).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
         }
+        let standard = Quantize {
+            format: Format::Qdq,
+            ..dynamic(Granularity::PerChannel)
+        };
+        let mut model = recurrent_model("LSTM", 4, 1, false, &[]);
+        let error = quantize_dynamic::apply(&mut model, &standard).unwrap_err();
+        assert!(error.to_string().contains("use format QOperator"), "{error}");
     }
 
     /// Conv - Relu - LSTM - `MatMul`, as speech models have.

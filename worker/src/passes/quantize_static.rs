@@ -2,11 +2,11 @@
 //!
 //! Convolution fuses only as DQ(x), DQ(w), DQ(int32 bias) -> Conv (-> Relu | Clip) -> Q, so its output is quantized too, and so is what
 //! lies between convolutions where that saves conversions; a matrix product is written as the operator that takes its bias along and
-//! keeps float outputs, so it is not rounded. Everything else is left float. `taps` chooses the tensors whose ranges are needed, `apply`
-//! rewrites once those are known.
+//! keeps float outputs, so it is not rounded; with [`Format::Qdq`] it is a float product between Dequantize nodes, too. Everything else is
+//! left float. `taps` chooses the tensors whose ranges are needed, `apply` rewrites once those are known.
 
 use super::{
-    Activations, Error, Granularity, Quantize, Report, convolution,
+    Activations, Error, Format, Granularity, Quantize, Report, convolution,
     layout::{self, Layout, Packed},
     product::{self, Product},
     quantize_dynamic, quantize_lstm,
@@ -88,8 +88,9 @@ pub fn apply_recovering(
         }
         Ok::<_, Error>(layout.take_patch(NAME))
     })?;
-    let report = super::require_effect(report)?;
-    model.import(product::DOMAIN, 1);
+    let mut report = super::require_effect(report)?;
+    settings.note(&mut report);
+    product::import(model);
     Ok(report)
 }
 
@@ -110,7 +111,7 @@ fn body(
         }
         return Ok(());
     }
-    for position in quantize_dynamic::quantize(index, settings.granularity, layout, recovering, report)? {
+    for position in quantize_dynamic::quantize(index, settings, layout, recovering, report)? {
         let node = &index.graph.nodes[position];
         report.raise(
             node,
@@ -128,7 +129,7 @@ fn lstms(index: &Index<'_>, settings: &Quantize, layout: &mut Layout, report: &m
         nodes.for_each(|node| report.leave(node, "a recurrent operator finds ranges at run time, and only as UInt8"));
         return Ok(());
     }
-    for position in quantize_lstm::quantize(index, settings.granularity, layout, report)? {
+    for position in quantize_lstm::quantize(index, settings, layout, report)? {
         report.raise(
             &index.graph.nodes[position],
             "the range of its input is found at run time",
@@ -226,7 +227,7 @@ fn main(
     }
     for site in &sites {
         let rank = observed.get(site.input()).and_then(|observed| observed.rank);
-        if site.kind == Kind::Conv || settings.activations == Activations::Int8 {
+        if site.kind == Kind::Conv || settings.activations == Activations::Int8 || settings.format == Format::Qdq {
             rewrite.between(site, rank == Some(2), &affine)?;
         } else {
             rewrite.product(site, rank, &affine)?;
@@ -384,11 +385,9 @@ impl<'g> Rewrite<'_, 'g, '_> {
     /// A matrix product as one integer operator with its bias; `rank` is that of its input, if it never varies.
     fn product(&mut self, site: &Site<'_>, rank: Option<usize>, affine: Affines<'_>) -> Result<(), Error> {
         let activation = self.input(site.input(), affine)?;
-        let granularity = self.settings.granularity;
-        let product = Product::new(self.layout, self.index, site, granularity, rank, self.recovering)?;
-        self.layout
-            .patch
-            .replace(site.position, vec![product.of_quantized(&activation.packed)]);
+        let product = Product::new(self.layout, self.index, site, self.settings, rank, self.recovering)?;
+        let nodes = product.of_quantized(self.layout, &activation.packed);
+        self.layout.patch.replace(site.position, nodes);
         Ok(())
     }
 
@@ -420,11 +419,11 @@ impl<'g> Rewrite<'_, 'g, '_> {
         node.inputs[0] = self.layout.names.fresh(&output, "/x");
         nodes.push(layout::dequantize(&packed, 0, Granularity::PerTensor, &node.inputs[0]));
         let weights = wide.as_ref().unwrap_or(site.weights);
-        self.weights_and_bias(site, weights, bias, activation.scale, &mut node, &mut nodes)?;
+        let behind = self.weights_and_bias(site, weights, bias, activation.scale, &mut node, &mut nodes)?;
         let behind = if site.kind == Kind::Conv && site.activation.is_none() {
             self.requantize(&mut node)
         } else {
-            Vec::new()
+            behind
         };
         nodes.push(node);
         nodes.extend(behind);
@@ -432,6 +431,7 @@ impl<'g> Rewrite<'_, 'g, '_> {
         Ok(())
     }
 
+    /// Lets `node` read its weights and bias from Dequantize nodes, which go to `nodes`; what must follow it is returned.
     fn weights_and_bias(
         &mut self,
         site: &Site<'_>,
@@ -440,21 +440,25 @@ impl<'g> Rewrite<'_, 'g, '_> {
         input_scale: f32,
         node: &mut Node,
         nodes: &mut Vec<Node>,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Node>, Error> {
         let (axis, granularity) = (site.channel_axis(), self.settings.granularity);
+        let grid = self.settings.grid();
         let floats = recovery::corrected(bias_tensor, None)?;
         let least = |channel: usize| {
             floats
                 .as_ref()
                 .map_or(0.0, |bias| weights::least_scale(bias[channel], input_scale))
         };
-        let (quantized, correction) = self.recovering.weights(site, weights, axis, granularity, least)?;
+        let (quantized, correction) = self.recovering.weights(site, weights, axis, grid, least)?;
         let scales = quantized.scales.clone();
         let packed = self.layout.weights(weights, axis, quantized)?;
         node.inputs[1] = self.layout.names.fresh(site.node.output(), "/w");
         nodes.push(layout::dequantize(&packed, axis, granularity, &node.inputs[1]));
+        if node.is("MatMul") {
+            return self.sum(site, correction, node);
+        }
         let Some(bias) = recovery::corrected(bias_tensor, correction)? else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let name = bias_tensor.map_or(site.node.output(), |tensor| &tensor.name);
         let (values, units) = weights::quantize_bias(&bias, input_scale, &scales);
@@ -471,6 +475,28 @@ impl<'g> Rewrite<'_, 'g, '_> {
         node.inputs.resize(3, String::new());
         node.inputs[2] = self.layout.names.fresh(site.node.output(), "/b");
         nodes.push(layout::dequantize(&packed, 0, granularity, &node.inputs[2]));
-        Ok(())
+        Ok(Vec::new())
+    }
+
+    /// A `MatMul` has no bias: `correction` goes into the sum behind it, or into one of its own, which is returned.
+    fn sum(&mut self, site: &Site<'_>, correction: Option<Vec<f32>>, node: &mut Node) -> Result<Vec<Node>, Error> {
+        if correction.is_none() {
+            return Ok(Vec::new());
+        }
+        let vector = site.sum.map(|(_, vector)| vector);
+        let values = recovery::corrected(vector, correction)?.unwrap_or_default();
+        let output = site.node.output();
+        let dims = vector.map_or(vec![values.len()], |vector| vector.dims.clone());
+        let name = self.layout.names.fresh(output, "/vector");
+        self.layout.add(Tensor::floats(&name, &dims, &values)?);
+        let Some((position, vector)) = site.sum else {
+            node.outputs[0] = self.layout.names.fresh(output, "/product");
+            return Ok(vec![Node::new("Add", &[&node.outputs[0], &name], &[output])]);
+        };
+        let inputs = &self.index.graph.nodes[position].inputs;
+        if let Some(slot) = inputs.iter().position(|input| *input == vector.name) {
+            self.layout.patch.rewire(position, slot, &name);
+        }
+        Ok(Vec::new())
     }
 }

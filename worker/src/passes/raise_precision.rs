@@ -8,7 +8,7 @@
 //! file without labels does not have.
 
 use super::{
-    Bits, Error, Granularity, Report,
+    Bits, Error, Granularity, Grid, Report,
     nbits::{self, Known, Rewrite},
     recovery::Recovering,
     site::{Kind, Site, leave_bodies, sites},
@@ -30,7 +30,7 @@ const UNIFORM: f64 = 12.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Otherwise {
     /// Weights and inputs in 8 bits.
-    Integers(Granularity),
+    Integers(Grid),
     /// Weights in blocks of 4 bits of this size.
     FourBits(usize),
 }
@@ -162,7 +162,7 @@ fn loss(site: &Site<'_>, gram: &Gram, otherwise: Otherwise) -> Option<f64> {
     let (inputs, columns) = (gram.size(), weights.len() / gram.size().max(1));
     let squares: Vec<f64> = (0..inputs).map(|input| gram.mean_square(input)).collect();
     let error = match otherwise {
-        Otherwise::Integers(granularity) => {
+        Otherwise::Integers(grid) => {
             let step = gram.square_range() / (STEPS * STEPS * UNIFORM);
             let of_input: f64 = weights
                 .chunks_exact(columns)
@@ -175,8 +175,8 @@ fn loss(site: &Site<'_>, gram: &Gram, otherwise: Otherwise) -> Option<f64> {
                     columns,
                     &squares,
                     inputs,
-                    |low, high| high.max(-low) / 127.0,
-                    granularity,
+                    |low, high| high.max(-low) / f64::from(grid.weights.largest()),
+                    grid.granularity,
                 )
         }
         Otherwise::FourBits(block) => {
@@ -232,7 +232,7 @@ fn turned(site: &Site<'_>) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::{
-        passes::{Raise, Recovery},
+        passes::{Quantize, Raise, Recovery},
         testing::{Build, noise},
     };
     use std::collections::BTreeMap;
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn the_worst_is_raised_and_the_other_does_not_fit() {
         let (float, grams) = products();
-        let otherwise = Otherwise::Integers(Granularity::PerChannel);
+        let otherwise = Otherwise::Integers(Quantize::default().grid());
         let recovery = Recovery {
             raise: Some(Raise { share: 0.5, goal: None }),
             ..Recovery::default()

@@ -5,7 +5,7 @@
 //! With GPTQ, rounding then only minds the errors around their mean: the bias makes good the rest.
 
 use super::{
-    Error, Granularity, Report,
+    Error, Grid, Report,
     gptq::{Errors, Factor},
     site::{IN_BODY, Kind, Site},
     weights::{self, QuantizedWeights},
@@ -146,13 +146,13 @@ impl<'s> Recovering<'s> {
         site: &Site<'_>,
         matrix: &Tensor,
         axis: usize,
-        granularity: Granularity,
+        grid: Grid,
         least: impl Fn(usize) -> f32 + Sync,
     ) -> Result<(QuantizedWeights, Option<Vec<f32>>), Error> {
         let calibrates = self.calibrates(site);
         let quantized = match calibrates.then(|| self.factor(site)).flatten() {
-            Some(factor) => weights::round(matrix, axis, granularity, least, &factor),
-            None => weights::quantize(matrix, axis, granularity, least),
+            Some(factor) => weights::round(matrix, axis, grid, least, &factor),
+            None => weights::quantize(matrix, axis, grid, least),
         };
         let quantized = quantized.ok_or_else(|| Error::NotFinite {
             name: shown(&matrix.name),

@@ -435,3 +435,101 @@ fn an_input_that_is_always_zero_leaves_its_node_float() {
     assert!(report.left[0].why.contains("zero"), "{report:?}");
     assert!(relative_difference(&run(&model, &zeros(0)), &run_optimized(&candidate, &zeros(0)).0) < 0.03);
 }
+
+#[test]
+fn in_onnx_own_operators_products_say_the_same_and_dynamic_ones_run_on_the_same_kernels() {
+    for mode in [Mode::Static, Mode::Dynamic] {
+        let made = |format| {
+            let settings = Quantize {
+                mode,
+                format,
+                ..Quantize::default()
+            };
+            quantized(&encoder(true), &settings, &rows).0
+        };
+        let (own, standard) = (made(Format::QOperator), made(Format::Qdq));
+        assert!(own.opset("com.microsoft").is_some());
+        assert_eq!(standard.opset("com.microsoft"), None);
+        assert!(standard.graph.nodes.iter().all(|node| node.domain.is_empty()));
+        let ((left, _), (right, operators)) = (run_optimized(&own, &rows(50)), run_optimized(&standard, &rows(50)));
+        let fused = count(&operators, "DynamicQuantizeMatMul") + count(&operators, "MatMulIntegerToFloat");
+        // ONNX Runtime joins a product between Dequantize nodes and its sum to a float `Gemm`.
+        assert_eq!(fused, if mode == Mode::Dynamic { 2 } else { 0 }, "{operators:?}");
+        assert!(relative_difference(&left, &right) < 1e-5);
+    }
+}
+
+#[test]
+fn in_onnx_own_operators_a_mean_error_goes_into_the_sum_behind_a_product() {
+    use crate::calibrate::{Gram, Rows as _};
+    for with_sum in [true, false] {
+        let mut b = Build::opset(17);
+        let x = b.input("x", &[2, 5, 32]);
+        let (w, bias) = (b.weights(&[32, 64]), b.weights(&[64]));
+        let product = b.node("MatMul", &[&x, &w]);
+        let y = if with_sum {
+            b.node("Add", &[&product, &bias])
+        } else {
+            product
+        };
+        let model = b.finish(&[&y]);
+        // Inputs that are far from zero on average, so that errors of weights add up.
+        let rows = |seed| {
+            let values: Vec<f32> = testing::noise(seed, 320)
+                .iter()
+                .map(|value| value * 0.1 + 2.0)
+                .collect();
+            vec![Tensor::floats("x", &[2, 5, 32], &values).unwrap()]
+        };
+        let mut gram = Gram::new(32);
+        (0..8).for_each(|seed| gram.add(&rows(seed)[0].to_floats().unwrap()));
+        gram.finish();
+        let grams = std::collections::BTreeMap::from([("x".to_owned(), gram)]);
+        let lost = |bias_correction| {
+            let recovery = Recovery {
+                bias_correction,
+                ..Recovery::default()
+            };
+            let settings = Quantize {
+                format: Format::Qdq,
+                recovery,
+                ..Quantize::default()
+            };
+            let mut batches = (0..8).map(|seed| Ok(rows(seed)));
+            let (taps, method) = (quantize_static::taps(&model), settings.calibration);
+            let seen =
+                calibrate::calibrate(&testing::runtime(), 1, &model, &taps, method, &mut batches, &mut |_| {}).unwrap();
+            let mut candidate = model.clone();
+            let mut recovering = Recovering::new(recovery, &grams);
+            quantize_static::apply_recovering(&mut candidate, &settings, &seen, &mut recovering).unwrap();
+            assert_eq!(recovering.finish().unwrap().len(), usize::from(bias_correction));
+            valid(&candidate);
+            relative_difference(&run(&model, &rows(50)), &run(&candidate, &rows(50)))
+        };
+        let (plain, corrected) = (lost(false), lost(true));
+        assert!(corrected < 0.7 * plain, "{with_sum} {corrected} {plain}");
+    }
+}
+
+#[test]
+fn weights_of_seven_bits_never_overflow_two_products_in_sixteen() {
+    for mode in [Mode::Static, Mode::Dynamic] {
+        let settings = Quantize {
+            mode,
+            weights: Weights::Int7,
+            chosen_for: Some("avx2"),
+            ..Quantize::default()
+        };
+        let (candidate, report) = quantized(&encoder(true), &settings, &rows);
+        assert!(report.note.contains("avx2"), "{report:?}");
+        let bytes = candidate.graph.initializers.iter();
+        let bytes = bytes.filter(|tensor| tensor.element == crate::onnx::ElementType::Int8);
+        let largest = bytes
+            .flat_map(Tensor::bytes)
+            .map(|byte| byte.cast_signed().unsigned_abs())
+            .max();
+        assert_eq!(largest, Some(63));
+        let outputs = run_optimized(&candidate, &rows(50)).0;
+        assert!(relative_difference(&run(&encoder(true), &rows(50)), &outputs) < 0.04);
+    }
+}

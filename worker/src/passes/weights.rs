@@ -7,15 +7,13 @@
 )]
 
 use super::{
-    Activations, Granularity,
+    Activations, Granularity, Grid,
     blocks::{self, Order, Steps, TILE},
     gptq::Factor,
 };
 use crate::{calibrate::Range, onnx::Tensor};
 use rayon::prelude::*;
 
-/// Largest magnitude of a symmetric `int8`.
-const INT8_MAX: f32 = 127.0;
 /// Largest magnitude of a quantized bias: as much again is left to the products that are added to it.
 const BIAS_MAX: f32 = 1_073_741_824.0;
 /// Weights that one task takes.
@@ -37,9 +35,10 @@ pub(super) struct QuantizedWeights {
 pub(super) fn quantize(
     weights: &Tensor,
     axis: usize,
-    granularity: Granularity,
+    grid: Grid,
     least: impl Fn(usize) -> f32,
 ) -> Option<QuantizedWeights> {
+    let most = grid.weights.largest();
     let floats = weights.float_bytes()?;
     let channels = weights.dims[axis];
     let inner: usize = weights.dims[axis + 1..].iter().product();
@@ -53,11 +52,11 @@ pub(super) fn quantize(
             |left, right| Some(left.iter().zip(&right).map(|(left, right)| left.max(*right)).collect()),
         )?;
     let scale = |(channel, &largest): (usize, &f32)| {
-        let scale = (largest / INT8_MAX).max(least(channel));
+        let scale = (largest / most).max(least(channel));
         if scale > 0.0 { scale.max(SMALLEST_SCALE) } else { 0.0 }
     };
     let mut scales: Vec<f32> = largest.iter().enumerate().map(scale).collect();
-    if granularity == Granularity::PerTensor {
+    if grid.granularity == Granularity::PerTensor {
         scales = vec![scales.into_iter().fold(0.0, f32::max)];
     }
     // Nothing but zeros: any scale is exact.
@@ -69,7 +68,7 @@ pub(super) fn quantize(
     values
         .par_chunks_mut(part)
         .zip(floats.par_chunks(part))
-        .for_each(|(values, floats)| nearest(floats, &scales, inner, values));
+        .for_each(|(values, floats)| nearest(floats, &scales, inner, most, values));
     Some(QuantizedWeights { values, scales })
 }
 
@@ -100,9 +99,9 @@ fn largest(floats: &[[u8; 4]], channels: usize, inner: usize) -> Option<Vec<f32>
 
 /// The nearest steps, ties to even, of slabs of as many channels as there are `scales` (or of any number, where there is one) with `inner`
 /// values each.
-fn nearest(floats: &[[u8; 4]], scales: &[f32], inner: usize, values: &mut [i8]) {
+fn nearest(floats: &[[u8; 4]], scales: &[f32], inner: usize, most: f32, values: &mut [i8]) {
     let step = |value: [u8; 4], scale: f32| {
-        let steps = (f32::from_le_bytes(value) / scale).clamp(-INT8_MAX, INT8_MAX);
+        let steps = (f32::from_le_bytes(value) / scale).clamp(-most, most);
         // What was added leaves the whole number in the lowest bits.
         (steps + blocks::WHOLE).to_bits().to_le_bytes()[0].cast_signed()
     };
@@ -134,11 +133,12 @@ fn nearest(floats: &[[u8; 4]], scales: &[f32], inner: usize, values: &mut [i8]) 
 pub(super) fn round(
     weights: &Tensor,
     axis: usize,
-    granularity: Granularity,
+    grid: Grid,
     least: impl Fn(usize) -> f32 + Sync,
     factor: &Factor,
 ) -> Option<QuantizedWeights> {
-    let plain = quantize(weights, axis, granularity, &least)?;
+    let most = grid.weights.largest();
+    let plain = quantize(weights, axis, grid, &least)?;
     let floats = weights.float_bytes()?;
     let (channels, inputs) = (weights.dims[axis], weights.dims[1 - axis]);
     let order = if axis == 0 { Order::Rows } else { Order::Columns };
@@ -152,10 +152,10 @@ pub(super) fn round(
             let rows = values.chunks_exact(inputs).enumerate();
             let steps: Vec<Steps> = rows
                 .map(|(row, values)| match plain.scales[..] {
-                    [scale] if granularity == Granularity::PerTensor => Steps::symmetric(scale * INT8_MAX),
+                    [scale] if grid.granularity == Granularity::PerTensor => Steps::symmetric(scale * most, most),
                     _ => {
-                        let fitted = Steps::fit_symmetric(values, factor.importance());
-                        Steps::symmetric(fitted.scale.max(least(first + row)) * INT8_MAX)
+                        let fitted = Steps::fit_symmetric(values, factor.importance(), most);
+                        Steps::symmetric(fitted.scale.max(least(first + row)) * most, most)
                     }
                 })
                 .collect();
@@ -164,10 +164,10 @@ pub(super) fn round(
         })
         .collect();
     let mut quantized = plain;
-    if granularity == Granularity::PerChannel {
+    if grid.granularity == Granularity::PerChannel {
         quantized.scales = tiles.iter().flat_map(|(scales, _)| scales.iter().copied()).collect();
     }
-    let value = |code: u8| code.wrapping_sub(127).cast_signed();
+    let value = |code: u8| (i16::from(code) - most as i16) as i8;
     let all: Vec<&[u8]> = tiles.iter().flat_map(|(_, codes)| codes.chunks_exact(inputs)).collect();
     if axis == 0 {
         let channels = quantized.values.par_chunks_mut(inputs).zip(&all);
@@ -250,7 +250,13 @@ pub(super) fn affine(range: Range, activations: Activations) -> Option<Affine> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passes::Weights;
     use proptest::prelude::*;
+
+    const PLAIN: Grid = Grid {
+        granularity: Granularity::PerChannel,
+        weights: Weights::Int8,
+    };
 
     proptest! {
         #[test]
@@ -258,10 +264,13 @@ mod tests {
             values in proptest::collection::vec(-5.0_f32..5.0, 24),
             axis in 0_usize..3,
             per_channel: bool,
+            seven: bool,
         ) {
             let tensor = Tensor::floats("w", &[2, 3, 4], &values).unwrap();
             let granularity = if per_channel { Granularity::PerChannel } else { Granularity::PerTensor };
-            let quantized = quantize(&tensor, axis, granularity, |_| 0.0).unwrap();
+            let weights = if seven { Weights::Int7 } else { Weights::Int8 };
+            let quantized = quantize(&tensor, axis, Grid { granularity, weights }, |_| 0.0).unwrap();
+            prop_assert!(!seven || quantized.values.iter().all(|value| value.abs() < 64));
             let inner: usize = tensor.dims[axis + 1..].iter().product();
             for (i, value) in values.iter().enumerate() {
                 let channel = (i / inner) % tensor.dims[axis];
@@ -286,7 +295,7 @@ mod tests {
     fn zero_channels_and_large_biases_are_representable() {
         let tensor = Tensor::floats("w", &[3, 2], &[0.0, 0.0, 0.0, 0.0, 1e-12, 0.0]).unwrap();
         let (bias, input) = ([0.0_f32, 7.0, 1000.0], 0.01);
-        let quantized = quantize(&tensor, 0, Granularity::PerChannel, |c| least_scale(bias[c], input)).unwrap();
+        let quantized = quantize(&tensor, 0, PLAIN, |c| least_scale(bias[c], input)).unwrap();
         let (values, units) = quantize_bias(&bias, input, &quantized.scales);
         for ((&value, unit), bias) in values.iter().zip(units).zip(bias) {
             let back = f64::from(value) * f64::from(unit);
@@ -296,6 +305,6 @@ mod tests {
             );
         }
         let bad = Tensor::floats("w", &[1, 1], &[f32::NAN]).unwrap();
-        assert!(quantize(&bad, 0, Granularity::PerChannel, |_| 0.0).is_none());
+        assert!(quantize(&bad, 0, PLAIN, |_| 0.0).is_none());
     }
 }

@@ -49,7 +49,7 @@ pub(super) struct OptimizeNote {
 /// Makes the candidate and leaves a note.
 pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     let begin = Instant::now();
-    let stages = techniques::of(plan)?;
+    let stages = techniques::of(plan, machine::instruction_set())?;
     let (baseline, out) = (layout.baseline(), layout.out());
     clear(&out)?;
     let files = storage::list(&baseline, storage::Limits::default())?;

@@ -10,7 +10,8 @@ use crate::calibrate::Method;
 use crate::failure::{Result, bug, refused};
 use crate::optimize::Stage;
 use crate::passes::{
-    Activations, Bits, Blocks, Choice, Granularity, Mode, Quantize, Raise, Recovery, Simplify, Smoothing,
+    Activations, Bits, Blocks, Choice, Format, Granularity, Mode, Quantize, Raise, Recovery, Simplify, Smoothing,
+    Weights,
 };
 
 /// Weights that share a scale where the plan does not say: the most accurate of the sizes that cost less than a bit a weight.
@@ -26,7 +27,9 @@ const DEFAULT_AVERAGING: &str = "0.01";
 const DEFAULT_SHARE: &str = "0.2";
 
 /// The plan's stages; what recovers after a `quantize` changes how that one is done.
-pub(super) fn of(plan: &MakePlan) -> Result<Vec<Stage>> {
+///
+/// `instruction_set` is that of this machine: it chooses the weights where the plan does not.
+pub(super) fn of(plan: &MakePlan, instruction_set: &'static str) -> Result<Vec<Stage>> {
     if let Some(problem) = stages::out_of_order(&plan.stages) {
         return Err(refused(reasons::PLAN_INVALID, format!("stages: {problem}")));
     }
@@ -44,13 +47,14 @@ pub(super) fn of(plan: &MakePlan) -> Result<Vec<Stage>> {
                 except: settings.except.clone(),
             };
             made.extend(Some(choice).filter(|choice| !choice.is_empty()).map(Stage::Choose));
-            made.push(quantize(settings)?);
+            made.push(quantize(settings, instruction_set)?);
         }
         match &stage.recover {
             None => {}
             Some(recover) if recover.method == RecoverMethod::SmoothQuant => {
                 made.push(Stage::Smooth(smoothing(&plan.stages[position + 1..])));
             }
+            Some(recover) if recover.method == RecoverMethod::Equalization => made.push(Stage::Equalize),
             Some(recover) => match made.last_mut() {
                 Some(Stage::Quantize(Quantize { recovery, .. }) | Stage::QuantizeBlocks(Blocks { recovery, .. })) => {
                     help(recovery, recover)?;
@@ -101,23 +105,29 @@ fn help(recovery: &mut Recovery, recover: &stages::Recover) -> Result<()> {
                 },
             });
         }
-        RecoverMethod::SmoothQuant => {}
+        RecoverMethod::SmoothQuant | RecoverMethod::Equalization => {}
     }
     Ok(())
 }
 
-fn quantize(quantize: &stages::Quantize) -> Result<Stage> {
+fn quantize(quantize: &stages::Quantize, instruction_set: &'static str) -> Result<Stage> {
     let mode = match quantize.mode {
         QuantizeMode::Dynamic => Mode::Dynamic,
         QuantizeMode::Static => Mode::Static,
         QuantizeMode::WeightOnly => return blocks(quantize),
+        QuantizeMode::Float16 => return Ok(Stage::Float16),
     };
-    if quantize.weights == WeightType::Int4 {
-        return Err(refused(
-            reasons::PLAN_INVALID,
-            "quantize.weights: Int4 is for mode WeightOnly; use Int8",
-        ));
-    }
+    let (weights, chosen_for) = match quantize.weights {
+        None => (Weights::suiting(instruction_set), Some(instruction_set)),
+        Some(WeightType::Int8) => (Weights::Int8, None),
+        Some(WeightType::Int7) => (Weights::Int7, None),
+        Some(WeightType::Int4) => {
+            return Err(refused(
+                reasons::PLAN_INVALID,
+                "quantize.weights: Int4 is for mode WeightOnly; use Int8",
+            ));
+        }
+    };
     let calibration = quantize.calibration.as_ref().map_or(Ok(Method::MinMax), ranges)?;
     Ok(Stage::Quantize(Quantize {
         mode,
@@ -129,7 +139,13 @@ fn quantize(quantize: &stages::Quantize) -> Result<Stage> {
             stages::Granularity::PerChannel => Granularity::PerChannel,
             stages::Granularity::PerTensor => Granularity::PerTensor,
         },
+        weights,
+        chosen_for,
         calibration,
+        format: match quantize.format {
+            None | Some(stages::Format::QOperator) => Format::QOperator,
+            Some(stages::Format::QDQ) => Format::Qdq,
+        },
         recovery: Recovery::default(),
     }))
 }
@@ -159,8 +175,14 @@ fn blocks(quantize: &stages::Quantize) -> Result<Stage> {
     let size = quantize.block.unwrap_or(DEFAULT_BLOCK);
     let size = usize::try_from(size).map_err(|_| refused(reasons::PLAN_INVALID, format!("quantize.block {size}")))?;
     let bits = match quantize.weights {
-        WeightType::Int8 => Bits::Eight,
-        WeightType::Int4 => Bits::Four,
+        None | Some(WeightType::Int8) => Bits::Eight,
+        Some(WeightType::Int4) => Bits::Four,
+        Some(WeightType::Int7) => {
+            return Err(refused(
+                reasons::PLAN_INVALID,
+                "quantize.weights: Int7 is for modes Static and Dynamic; use Int8 or Int4",
+            ));
+        }
     };
     Ok(Stage::QuantizeBlocks(Blocks {
         bits,
@@ -178,13 +200,14 @@ mod tests {
     fn planned(mode: QuantizeMode, calibration: Option<CalibrationMethod>) -> stages::Quantize {
         stages::Quantize {
             mode,
-            weights: WeightType::Int8,
+            weights: Some(WeightType::Int8),
             activations: ActivationType::Int8,
             granularity: stages::Granularity::PerTensor,
             block: None,
             calibration,
             only: Vec::new(),
             except: Vec::new(),
+            format: (mode == QuantizeMode::Static).then_some(stages::Format::QDQ),
         }
     }
 
@@ -214,16 +237,20 @@ mod tests {
             percentile: Some("99.9".into()),
             averaging_constant: None,
         };
-        let made = of(&plan(&[
-            (Some(planned(QuantizeMode::Static, Some(percentile))), None),
-            (None, Some(RecoverMethod::SmoothQuant)),
-            (Some(planned(QuantizeMode::Dynamic, None)), None),
-            (Some(planned(QuantizeMode::WeightOnly, None)), None),
-            (None, Some(RecoverMethod::BiasCorrection)),
-            (None, Some(RecoverMethod::GPTQ)),
-            (Some(planned(QuantizeMode::Dynamic, None)), None),
-            (None, Some(RecoverMethod::RaisePrecision)),
-        ]));
+        let made = of(
+            &plan(&[
+                (Some(planned(QuantizeMode::Static, Some(percentile))), None),
+                (None, Some(RecoverMethod::SmoothQuant)),
+                (Some(planned(QuantizeMode::Dynamic, None)), None),
+                (Some(planned(QuantizeMode::WeightOnly, None)), None),
+                (None, Some(RecoverMethod::BiasCorrection)),
+                (None, Some(RecoverMethod::GPTQ)),
+                (Some(planned(QuantizeMode::Dynamic, None)), None),
+                (None, Some(RecoverMethod::RaisePrecision)),
+                (Some(planned(QuantizeMode::Float16, None)), None),
+            ]),
+            "avx2",
+        );
         let settings = |mode, calibration, raise: Option<f64>| {
             Stage::Quantize(Quantize {
                 recovery: Recovery {
@@ -233,7 +260,14 @@ mod tests {
                 mode,
                 activations: Activations::Int8,
                 granularity: Granularity::PerTensor,
+                weights: Weights::Int8,
+                chosen_for: None,
                 calibration,
+                format: if mode == Mode::Static {
+                    Format::Qdq
+                } else {
+                    Format::QOperator
+                },
             })
         };
         let blocks = Blocks {
@@ -254,8 +288,32 @@ mod tests {
             settings(Mode::Dynamic, Method::MinMax, None),
             Stage::QuantizeBlocks(blocks),
             settings(Mode::Dynamic, Method::MinMax, Some(0.2)),
+            Stage::Float16,
         ];
         assert_eq!(made.unwrap(), wanted);
+    }
+
+    #[test]
+    fn weights_suit_the_machine_unless_the_plan_says_otherwise() {
+        let made = |weights, instruction_set| {
+            let quantize = stages::Quantize {
+                weights,
+                activations: ActivationType::UInt8,
+                ..planned(QuantizeMode::Dynamic, None)
+            };
+            match of(&plan(&[(Some(quantize), None)]), instruction_set).unwrap().pop() {
+                Some(Stage::Quantize(made)) => (made.weights, made.chosen_for),
+                other => panic!("{other:?}"),
+            }
+        };
+        for old in ["sse", "avx2", "avx512"] {
+            assert_eq!(made(None, old), (Weights::Int7, Some(old)));
+            assert_eq!(made(Some(WeightType::Int8), old), (Weights::Int8, None));
+        }
+        for new in ["avx512_vnni", "avx_vnni", "neon", "neon_i8mm", "generic"] {
+            assert_eq!(made(None, new), (Weights::Int8, Some(new)));
+            assert_eq!(made(Some(WeightType::Int7), new), (Weights::Int7, None));
+        }
     }
 
     #[test]
@@ -267,7 +325,7 @@ mod tests {
             skip: vec!["fuse-gelu"],
             indices_in_bounds: true,
         };
-        assert_eq!(of(&plan).unwrap()[0], Stage::Simplify(wanted));
+        assert_eq!(of(&plan, "avx2").unwrap()[0], Stage::Simplify(wanted));
     }
 
     #[test]
@@ -284,8 +342,12 @@ mod tests {
         };
         let dynamic = || Some(planned(QuantizeMode::Dynamic, None));
         let four = stages::Quantize {
-            weights: WeightType::Int4,
+            weights: Some(WeightType::Int4),
             ..planned(QuantizeMode::Static, None)
+        };
+        let seven = stages::Quantize {
+            weights: Some(WeightType::Int7),
+            ..planned(QuantizeMode::WeightOnly, None)
         };
         for (stages, words) in [
             (vec![(None, None)], "names no technique"),
@@ -308,8 +370,9 @@ mod tests {
                 "twice",
             ),
             (vec![(Some(four), None)], "Int4"),
+            (vec![(Some(seven), None)], "Int7"),
         ] {
-            let failure = of(&plan(&stages)).unwrap_err();
+            let failure = of(&plan(&stages), "avx2").unwrap_err();
             assert_eq!(failure.reason, reasons::PLAN_INVALID);
             assert!(failure.message.contains(words), "{}", failure.message);
         }

@@ -105,6 +105,7 @@ pub fn instruction_set() -> &'static str {
     {
         let sets = [
             (std::is_x86_feature_detected!("avx512vnni"), "avx512_vnni"),
+            (std::is_x86_feature_detected!("avxvnni"), "avx_vnni"),
             (std::is_x86_feature_detected!("avx512bw"), "avx512"),
             (std::is_x86_feature_detected!("avx2"), "avx2"),
         ];

@@ -221,11 +221,36 @@ fn record(
         "RecordEvidence",
         message.clone(),
     ));
+    if let Some(message) = other_instruction_set(draft, candidate, report) {
+        draft.notes.push(Note::warning(
+            reasons::INSTRUCTION_SET_DIFFERS,
+            "RecordEvidence",
+            message,
+        ));
+    }
     draft.changes.push(Change::RecordEvidence {
         statement: Box::new(statement),
         why: message,
     });
     entry.evidence = Some(reference);
+}
+
+/// Where a candidate was measured on another instruction set than it was made on, in words; none where nothing is known of one.
+fn other_instruction_set(draft: &Draft<'_>, candidate: &Candidate, report: &KeptReport) -> Option<String> {
+    let made = report.report.runtime.instruction_set.as_str();
+    let others: Vec<String> = steps::measures(draft.spec(), &candidate.name)
+        .filter_map(|step| draft.done(&step))
+        .filter_map(|report| Some((report.measured()?, report.report.runtime.instruction_set.as_str())))
+        .filter(|(_, set)| !set.is_empty() && !made.is_empty() && *set != made)
+        .map(|(measured, set)| format!("{set} in {}", measured.environment))
+        .collect();
+    (!others.is_empty()).then(|| {
+        format!(
+            "{} was made for {made} and measured on {}: make it on nodes of that kind, or set quantize.weights",
+            candidate.name,
+            others.join(", ")
+        )
+    })
 }
 
 fn compose(

@@ -72,6 +72,27 @@ impl World {
     }
 }
 
+#[test]
+fn a_candidate_measured_on_another_instruction_set_is_a_warning() {
+    let warned = |instruction_sets| {
+        let mut world = World::new();
+        world.instruction_sets = instruction_sets;
+        let transcript = world.settled().transcript;
+        transcript
+            .into_iter()
+            .filter(|line| line.contains("Warning InstructionSetDiffers"))
+            .collect::<Vec<String>>()
+    };
+    let lines = warned(("avx2", "avx512_vnni"));
+    assert_eq!(lines.len(), 2, "once for each candidate: {lines:?}");
+    assert!(
+        lines[0].contains("made for avx2 and measured on avx512_vnni in edge"),
+        "{lines:?}"
+    );
+    assert!(warned(("avx2", "avx2")).is_empty());
+    assert!(warned(("", "avx2")).is_empty(), "nothing is known of the first");
+}
+
 /// The transcript, with names that follow from evidence's bytes left out.
 fn transcript(world: &World) -> String {
     let lines = world

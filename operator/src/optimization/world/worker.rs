@@ -68,7 +68,7 @@ fn candidate_of(numbers: &BTreeMap<String, (f64, f64)>, uri: &str) -> String {
         .unwrap()
 }
 
-pub(super) fn words(job: &Job, plan: &WorkerPlan, outcome: Outcome) -> (String, String) {
+pub(super) fn words(job: &Job, plan: &WorkerPlan, outcome: Outcome, instruction_set: &str) -> (String, String) {
     let made = match &outcome {
         Outcome::Made(made) => Some(made.clone()),
         _ => None,
@@ -80,6 +80,7 @@ pub(super) fn words(job: &Job, plan: &WorkerPlan, outcome: Outcome) -> (String, 
         runtime: Runtime {
             worker: "0.1.0".into(),
             onnxruntime: "1.23.0".into(),
+            instruction_set: instruction_set.into(),
             ..Runtime::default()
         },
         outcome,
