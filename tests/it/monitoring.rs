@@ -4,14 +4,15 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use xtask::{cluster, progress::Progress};
 
 use crate::{chart::root, installed::chart};
 
 fn promtool(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("promtool")
+    let output = Command::new(cluster::promtool(&Progress::silent())?)
         .args(arguments)
         .output()
-        .context("run promtool (Debian's package prometheus)")?;
+        .context("run promtool")?;
     let said = format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),

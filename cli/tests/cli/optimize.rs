@@ -107,7 +107,7 @@ fn bad_manifests_are_refused_with_field_and_way_out() {
     );
     refused(
         |manifest| {
-            let stages = json!([{"quantize": {"mode": "Dynamic"}}, {"recover": {"method": "GPTQ"}}]);
+            let stages = json!([{"recover": {"method": "GPTQ"}}, {"quantize": {"mode": "Dynamic"}}]);
             manifest["spec"]["candidates"][0]["stages"] = stages;
         },
         &["GPTQ does not follow", "right after"],
