@@ -42,11 +42,8 @@ pub struct Options {
     /// Calibration samples for time and memory, the same for all; quality is of candidates made with 256
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
     samples: u32,
-    /// Beside the tools that are compared anyway, those that bring several GB of packages with them
-    #[arg(long)]
-    all_peers: bool,
     /// Only our candidates and the tool that latencies are compared with
-    #[arg(long, conflicts_with = "all_peers")]
+    #[arg(long)]
     no_peers: bool,
     /// Program to measure, such as target/release/assayer [default: built with the workspace's dev profile]
     #[arg(long, value_name = "FILE")]

@@ -15,8 +15,6 @@ struct Peer {
     name: &'static str,
     packages: &'static [&'static str],
     script: &'static str,
-    /// Whether its packages take several GB.
-    heavy: bool,
     /// Its methods by name; [`HUNGRY`] and [`DATA_FREE`] say more about some.
     methods: &'static [(&'static str, Method)],
 }
@@ -26,7 +24,6 @@ const PEERS: &[Peer] = &[
         name: "ort",
         packages: &["onnxruntime==1.32.0", "onnx==1.23.2", "onnx_ir"],
         script: "peer_ort.py",
-        heavy: false,
         methods: &[
             ("dynamic", Method::Dynamic),
             ("minmax", Method::MinMax),
@@ -43,7 +40,6 @@ const PEERS: &[Peer] = &[
         name: "nncf",
         packages: &["nncf==3.4.0", "onnxruntime==1.32.0", "onnx==1.23.2"],
         script: "peer_nncf.py",
-        heavy: false,
         methods: &[
             ("int8", Method::MinMax),
             ("int8-accurate", Method::MinMax),
@@ -62,7 +58,6 @@ const PEERS: &[Peer] = &[
             "scipy",
         ],
         script: "peer_inc.py",
-        heavy: false,
         methods: &[
             ("dynamic", Method::Dynamic),
             ("minmax", Method::MinMax),
@@ -83,7 +78,7 @@ const HUNGRY: (&[&str], u32) = (&["entropy", "entropy-padded", "percentile", "pe
 /// The tools' ways to quantize the task's model, their environments made where the cache lacks them.
 pub(super) fn of(task: Task, options: &Options, progress: &Progress) -> Result<Vec<Contestant>> {
     let mut made = Vec::new();
-    for peer in PEERS.iter().filter(|peer| options.all_peers || !peer.heavy) {
+    for peer in PEERS {
         let methods: Vec<_> = peer.methods.iter().filter(|(name, _)| applies(task, name)).collect();
         let needed = |name: &str| !options.no_peers || task.reference() == format!("{} {name}", peer.name);
         if !methods.iter().any(|(name, _)| needed(name)) {
