@@ -156,7 +156,6 @@ impl Calibration<'_, '_, '_> {
 
     /// Quantizes with as many products raised as the goal asks for.
     fn quantize(&mut self, model: &mut Model, quantization: &Quantization<'_>) -> Result<Vec<Report>, Error> {
-        (self.progress)(Step::Quantize);
         let (Some(worst), Some(raise)) = (quantization.worst(model)?, quantization.recovery().raise) else {
             return Ok(quantization.apply(model, None)?);
         };

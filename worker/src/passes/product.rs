@@ -168,11 +168,6 @@ fn as_run(site: &Site<'_>) -> Result<Tensor, Error> {
     if site.kind != (Kind::Gemm { transposed: true }) {
         return Ok(site.weights.clone());
     }
-    let (rows, columns) = (site.weights.dims[0], site.weights.dims[1]);
-    let floats = site.weights.to_floats().unwrap_or_default();
-    let turned: Vec<f32> = (0..columns)
-        .flat_map(|column| (0..rows).map(move |row| (row, column)))
-        .map(|(row, column)| floats[row * columns + column])
-        .collect();
-    Ok(Tensor::floats(&site.weights.name, &[columns, rows], &turned)?)
+    let [channels, inputs] = [site.weights.dims[0], site.weights.dims[1]];
+    Ok(Tensor::floats(&site.weights.name, &[inputs, channels], &site.matrix())?)
 }

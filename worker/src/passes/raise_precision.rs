@@ -158,7 +158,7 @@ impl Worst {
 
 /// Expected squared error relative to the output's power; `None` where there is no output to speak of.
 fn loss(site: &Site<'_>, gram: &Gram, otherwise: Otherwise) -> Option<f64> {
-    let weights = turned(site);
+    let weights = site.matrix();
     let (inputs, columns) = (gram.size(), weights.len() / gram.size().max(1));
     let squares: Vec<f64> = (0..inputs).map(|input| gram.mean_square(input)).collect();
     let error = match otherwise {
@@ -215,17 +215,6 @@ fn of_weights(
         sum += squares.iter().sum::<f64>() * steps / UNIFORM;
     }
     sum
-}
-
-/// The weights as `[inputs, channels]`.
-fn turned(site: &Site<'_>) -> Vec<f32> {
-    let floats = site.weights.to_floats().unwrap_or_default();
-    if site.channel_axis() == 1 {
-        return floats;
-    }
-    let (rows, columns) = (site.weights.dims[0], site.weights.dims[1]);
-    let places = (0..columns).flat_map(|column| (0..rows).map(move |row| row * columns + column));
-    places.map(|at| floats[at]).collect()
 }
 
 #[cfg(test)]

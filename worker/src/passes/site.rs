@@ -58,6 +58,17 @@ impl<'g> Site<'g> {
         }
     }
 
+    /// The weights of a product as `[inputs, channels]`, row by row.
+    pub(super) fn matrix(&self) -> Vec<f32> {
+        let floats = self.weights.to_floats().unwrap_or_default();
+        if self.channel_axis() == 1 {
+            return floats;
+        }
+        let (channels, inputs) = (self.weights.dims[0], self.weights.dims[1]);
+        let places = (0..inputs).flat_map(|input| (0..channels).map(move |channel| channel * inputs + input));
+        places.map(|at| floats[at]).collect()
+    }
+
     /// The activation that the site reads.
     pub(super) fn input(&self) -> &'g str {
         self.node.input(0).unwrap_or("")

@@ -79,21 +79,6 @@ pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String,
     Ok(report)
 }
 
-/// The weights of a product as `[inputs, columns]`, and their columns.
-fn matrix(site: &Site<'_>) -> (Vec<f32>, usize) {
-    let axis = site.channel_axis();
-    let (columns, inputs) = (site.weights.dims[axis], site.weights.dims[1 - axis]);
-    let floats = site.weights.to_floats().unwrap_or_default();
-    if axis == 1 {
-        return (floats, columns);
-    }
-    let turned = (0..inputs).flat_map(|input| (0..columns).map(move |column| (input, column)));
-    (
-        turned.map(|(input, column)| floats[column * inputs + input]).collect(),
-        columns,
-    )
-}
-
 /// What each channel of the input is divided by; `None` where that does not pay.
 fn factors(channels: &Channels, group: &[Site<'_>], settings: Smoothing) -> Option<Vec<f64>> {
     let size = channels.size();
@@ -103,7 +88,10 @@ fn factors(channels: &Channels, group: &[Site<'_>], settings: Smoothing) -> Opti
     {
         return None;
     }
-    let matrices: Vec<(Vec<f32>, usize)> = group.iter().map(matrix).collect();
+    let matrices: Vec<(Vec<f32>, usize)> = group
+        .iter()
+        .map(|site| (site.matrix(), site.weights.dims[site.channel_axis()]))
+        .collect();
     let ends = match settings.mode {
         Mode::Static => channels.ends().clone(),
         Mode::Dynamic => channels.usual_ends(),
