@@ -176,26 +176,24 @@ pub fn optimize_given(
     } else {
         "baseline, with rows of data.inputs[].shape,"
     };
+    progress(Step::Simplify);
     // As Assayer's own canonical bytes: ONNX Runtime never sees the file as it came.
-    let baseline = run(runtime.open_model(&model, &once), which, &probe).map_err(|error| match error {
+    let original = model.clone();
+    let (baseline, simplified) = rayon::join(
+        || run(runtime.open_model(&original, &once), which, &probe),
+        || simplify(&mut model, request),
+    );
+    drop(original);
+    // First: what does not run needs no simplifying.
+    let baseline = baseline.map_err(|error| match error {
         Error::Run { source, .. } if made_up => Error::MadeUp(source.to_string()),
         error => error,
     })?;
-
-    progress(Step::Simplify);
-    onnx::normalize(&mut model)?;
-    let upgraded = onnx::upgrade(&mut model)?;
-    let (mut simplify, stages) = match request.stages {
-        [Stage::Simplify(settings), stages @ ..] => (settings.clone(), stages),
-        stages => (Simplify::default(), stages),
-    };
-    if stages.iter().any(Stage::is_standard) {
-        simplify.skip.extend(passes::NOT_STANDARD);
-    }
-    let mut reports = passes::simplify(&mut model, &simplify, &request.limits)?;
-    if stages.is_empty() {
-        passes::require_simpler(&reports)?;
-    }
+    let Simplified {
+        upgraded,
+        stages,
+        mut reports,
+    } = simplified?;
 
     if !given.shapes.is_empty() {
         let report = Report {
@@ -229,9 +227,13 @@ pub fn optimize_given(
     let written = onnx::write(&model, request.output)?;
     let nodes_after = model.graph.nodes.len();
     // Nothing of the baseline is needed any more, and the candidate may be as large.
-    drop((model, scratch));
+    drop(model);
     onnx::check(&onnx::read(request.output, &request.limits)?, &request.limits)?;
-    let candidate = run(runtime.open(request.output, &once), "candidate", &probe)?;
+    let ((), candidate) = rayon::join(
+        || drop(scratch),
+        || run(runtime.open(request.output, &once), "candidate", &probe),
+    );
+    let candidate = candidate?;
     Ok(OptimizeReport {
         opset_before: upgraded.before,
         opset_after: upgraded.after,
@@ -243,6 +245,36 @@ pub fn optimize_given(
         calibration_batches: done,
         files: std::iter::once(written.model).chain(written.external).collect(),
         first_sample_difference: compare(&baseline, &candidate)?,
+    })
+}
+
+/// A float model that stages can work on.
+struct Simplified<'r> {
+    upgraded: onnx::Upgraded,
+    /// The stages that are still to do.
+    stages: &'r [Stage],
+    reports: Vec<Report>,
+}
+
+/// Brings the model to the operators that stages know, and simplifies it.
+fn simplify<'r>(model: &mut Model, request: &Request<'r>) -> Result<Simplified<'r>, Error> {
+    onnx::normalize(model)?;
+    let upgraded = onnx::upgrade(model)?;
+    let (mut settings, stages) = match request.stages {
+        [Stage::Simplify(settings), stages @ ..] => (settings.clone(), stages),
+        stages => (Simplify::default(), stages),
+    };
+    if stages.iter().any(Stage::is_standard) {
+        settings.skip.extend(passes::NOT_STANDARD);
+    }
+    let reports = passes::simplify(model, &settings, &request.limits)?;
+    if stages.is_empty() {
+        passes::require_simpler(&reports)?;
+    }
+    Ok(Simplified {
+        upgraded,
+        stages,
+        reports,
     })
 }
 

@@ -118,6 +118,7 @@ fn parts() -> Result<Vec<(&'static str, OsString)>> {
     Ok(vec![
         (cache::CACHE_VARIABLE, cache::root()?.into()),
         ("ORT_DYLIB_PATH", pypi::onnx_runtime_path()?.into()),
+        ("ORT_DISABLE_TELEMETRY", "1".into()),
         ("ASSAYER_ORT", pypi::onnx_runtime_path()?.into()),
         ("ASSAYER_MAGIKA", pypi::magika_model_path()?.into()),
         ("ASSAYER_CRANE", go::path("crane")?.into()),

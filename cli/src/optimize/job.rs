@@ -212,6 +212,8 @@ impl Jobs {
             .arg("--termination")
             .arg(layout.root.join(TERMINATION));
         command.env("ORT_DYLIB_PATH", &self.library).env("RUST_LOG", "info");
+        // ONNX Runtime starts counting before it can be told not to in any other way.
+        command.env("ORT_DISABLE_TELEMETRY", "1");
         // ONNX Runtime leaves a session file in the temporary folder and in the home: it goes with ours.
         command.env("TMPDIR", &layout.root).env("HOME", &layout.root);
         command.stdin(Stdio::null()).stdout(Stdio::piped());

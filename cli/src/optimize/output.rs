@@ -197,7 +197,8 @@ fn copy(model: &Model, folder: &Path) -> Result<()> {
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
         }
-        fs::copy(model.folder.join(&file.path), &target).with_context(|| format!("write {}", target.display()))?;
+        let copied = fs::copy(model.folder.join(&file.path), &target).and_then(|_| fs::File::open(&target)?.sync_all());
+        copied.with_context(|| format!("write {}", target.display()))?;
     }
     let written = storage::pack(folder)?.model_digest;
     let expected = &model.made.model_digest;

@@ -10,10 +10,12 @@ use super::{
 };
 use crate::mapped;
 use bytes::Bytes;
+use rayon::prelude::*;
 use rustix::fs::{Mode, OFlags};
 use std::{
     fs::File,
-    io::{self, Write},
+    io::{self, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +25,8 @@ const EXTERNAL_ABOVE: u64 = 1 << 30;
 const EXTERNAL_TENSOR: usize = 1024;
 /// Offsets of external tensors are multiples of this, so that runtimes can map them.
 const ALIGNMENT: u64 = 4096;
+/// Bytes of weights that are written at once.
+const PART: usize = 4 << 20;
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,25 +131,17 @@ pub fn to_bytes_beside(model: &Model) -> Result<Vec<u8>, Error> {
 
 /// Writes a model to `path`, and its weights to `path` + `.data` where they are too many for one protobuf.
 ///
-/// Both files appear under their names only when complete. Equal models give equal bytes.
+/// Both files appear under their names only when complete. Equal models give equal bytes. Nothing waits for the disk: whoever keeps the files sees to that.
 pub fn write(model: &Model, path: &Path) -> Result<Written, Error> {
-    write_with(model, path, EXTERNAL_ABOVE, Durable::Yes)
+    write_with(model, path, EXTERNAL_ABOVE)
 }
 
-/// The same for files that this process alone reads and soon removes: nothing waits for the disk, and weights always lie beside the
-/// protobuf, where they can be mapped.
+/// The same with weights always beside the protobuf, where they can be mapped.
 pub fn write_scratch(model: &Model, path: &Path) -> Result<Written, Error> {
-    write_with(model, path, 0, Durable::No)
+    write_with(model, path, 0)
 }
 
-/// Whether a file must survive a crash of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Durable {
-    Yes,
-    No,
-}
-
-fn write_with(model: &Model, path: &Path, external_above: u64, durable: Durable) -> Result<Written, Error> {
+fn write_with(model: &Model, path: &Path, external_above: u64) -> Result<Written, Error> {
     let total: u64 = model
         .graph
         .initializers
@@ -156,12 +152,14 @@ fn write_with(model: &Model, path: &Path, external_above: u64, durable: Durable)
     if total > external_above {
         let data_path = path.with_added_extension("data");
         placement = place(model, &data_path);
-        bytes += replace(&data_path, durable, |out| write_external(model, &placement, out))?;
+        bytes += replace(&data_path, |file| write_external(model, &placement, file))?;
         external = Some(data_path);
     }
     let rope = encode::model(model, &placement);
-    bytes += replace(path, durable, |out| {
+    bytes += replace(path, |file| {
+        let mut out = io::BufWriter::with_capacity(1 << 16, file);
         rope.chunks().try_for_each(|chunk| out.write_all(chunk))?;
+        out.flush()?;
         Ok(rope.len() as u64)
     })?;
     Ok(Written {
@@ -186,20 +184,26 @@ fn place(model: &Model, data_path: &Path) -> Placement {
     placement
 }
 
-fn write_external(model: &Model, placement: &Placement, out: &mut dyn Write) -> io::Result<u64> {
-    let mut at = 0_u64;
-    for tensor in &model.graph.initializers {
-        if let Some((_, offset)) = placement.get(&tensor.name) {
-            io::copy(&mut io::Read::take(io::repeat(0), offset - at), out)?;
-            out.write_all(tensor.bytes())?;
-            at = offset + tensor.bytes().len() as u64;
-        }
-    }
-    Ok(at)
+/// Writes side by side, each part where it belongs; what was written is no longer needed in memory. Gaps are zeros.
+fn write_external(model: &Model, placement: &Placement, file: &File) -> io::Result<u64> {
+    let tensors = model.graph.initializers.iter();
+    let placed = tensors.filter_map(|tensor| Some((placement.get(&tensor.name)?.1, tensor.bytes())));
+    let parts: Vec<(u64, &[u8])> = placed
+        .flat_map(|(offset, bytes)| {
+            let starts = (offset..).step_by(PART);
+            starts.zip(bytes.chunks(PART))
+        })
+        .collect();
+    parts.par_iter().try_for_each(|&(offset, part)| {
+        file.write_all_at(part, offset)?;
+        mapped::release(part);
+        Ok::<_, io::Error>(())
+    })?;
+    Ok(parts.last().map_or(0, |(offset, part)| offset + part.len() as u64))
 }
 
-/// Writes a neighbour of `path`, syncs it where that matters, and renames it into place.
-fn replace(path: &Path, durable: Durable, fill: impl FnOnce(&mut dyn Write) -> io::Result<u64>) -> Result<u64, Error> {
+/// Writes a neighbour of `path` and renames it into place.
+fn replace(path: &Path, fill: impl FnOnce(&File) -> io::Result<u64>) -> Result<u64, Error> {
     let failed = |source| Error::Io {
         action: "write",
         path: path.to_owned(),
@@ -207,12 +211,8 @@ fn replace(path: &Path, durable: Durable, fill: impl FnOnce(&mut dyn Write) -> i
     };
     let partial = path.with_added_extension("partial");
     let write = || -> io::Result<u64> {
-        let mut out = io::BufWriter::with_capacity(1 << 16, File::create(&partial)?);
-        let bytes = fill(&mut out)?;
-        let written = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        if durable == Durable::Yes {
-            written.sync_all()?;
-        }
+        let file = File::create(&partial)?;
+        let bytes = fill(&file)?;
         std::fs::rename(&partial, path)?;
         Ok(bytes)
     };
@@ -245,7 +245,7 @@ mod tests {
             },
             ..Model::default()
         };
-        let written = write_with(&model, &path, 1000, Durable::Yes).unwrap();
+        let written = write_with(&model, &path, 1000).unwrap();
         assert_eq!(
             written.external.as_deref(),
             Some(folder.path().join("m.onnx.data").as_path())
@@ -264,7 +264,7 @@ mod tests {
         let whole = b.finish(&[&z]);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.onnx");
-        write_with(&whole, &path, 1000, Durable::No).unwrap();
+        write_with(&whole, &path, 1000).unwrap();
         let mut model = read(&path, &Limits::default()).unwrap();
         assert_eq!(model.beside.folder(), Some(folder.path()));
         assert!(to_bytes_beside(&model).unwrap().len() < 1000);

@@ -100,7 +100,7 @@ impl<'g> Fold<'g> {
             return Err("its variance is negative or its parameters are not finite");
         }
         weights
-            .to_floats()
+            .float_bytes()
             .ok_or("the convolution's weights are not 32-bit floats")?;
         Ok(Self {
             position,

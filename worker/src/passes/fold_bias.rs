@@ -86,7 +86,10 @@ fn per_channel(tensor: &Tensor, layout: Layout, channels: usize) -> Option<Vec<f
         .iter()
         .enumerate()
         .all(|(axis, &dim)| dim == 1 || (axis + offset == layout.channel && dim == channels));
-    let values = tensor.to_floats().filter(|_| whole)?;
+    if !whole {
+        return None;
+    }
+    let values = tensor.to_floats()?;
     Some(if values.len() == 1 {
         vec![values[0]; channels]
     } else {

@@ -58,7 +58,9 @@ fn fold(index: &Index<'_>, shapes: &Shapes<'_>, node: &Node) -> Option<(usize, V
     let table = index.constant(node.input(0)?)?;
     let [_, columns] = table.dims[..] else { return None };
     let plain = node.int("axis", 0)? == 0 && table.len() <= MOST_ELEMENTS && index.constant(node.input(1)?).is_none();
-    let mut values = table.to_floats().filter(|_| plain)?;
+    if !plain {
+        return None;
+    }
     let (next, reader) = index.only_use(node.output())?;
     if reader.outputs.len() != 1 {
         return None;
@@ -73,6 +75,7 @@ fn fold(index: &Index<'_>, shapes: &Shapes<'_>, node: &Node) -> Option<(usize, V
         _ => None,
     };
     if let Some(function) = single {
+        let mut values = table.to_floats()?;
         for value in &mut values {
             *value = function(f64::from(*value)) as f32;
         }
@@ -87,6 +90,7 @@ fn fold(index: &Index<'_>, shapes: &Shapes<'_>, node: &Node) -> Option<(usize, V
     let vector = vector
         .to_floats()
         .filter(|_| row && vector.dims.len() <= shapes.rank(node.output()).unwrap_or(1))?;
+    let mut values = table.to_floats()?;
     for row in values.chunks_exact_mut(columns) {
         row.iter_mut().zip(&vector).for_each(|(value, more)| *value += more);
     }

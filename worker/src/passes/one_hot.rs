@@ -46,10 +46,6 @@ struct Product<'g> {
 fn find<'g>(index: &Index<'g>, shapes: &Shapes<'g>, node: &'g Node) -> Option<Product<'g>> {
     let matrix = index.constant(node.input(1)?)?;
     let [rows, _] = matrix.dims[..] else { return None };
-    // Zero times infinity would be no zero.
-    matrix
-        .to_floats()
-        .filter(|floats| floats.iter().all(|value| value.is_finite()))?;
     let (_, cast) = index.producer(node.input(0)?)?;
     if !cast.is("Cast") || cast.int("to", 0) != Some(ElementType::Float.number()) {
         return None;
@@ -74,6 +70,11 @@ fn find<'g>(index: &Index<'g>, shapes: &Shapes<'g>, node: &'g Node) -> Option<Pr
     let single = shape.last() == Some(&crate::onnx::Size::Known(1));
     let others = shape.len() == one_hot.len() && shape[..shape.len() - 1] == one_hot[..shape.len() - 1];
     if !single || !others || counted.dims.len() > one_hot.len() {
+        return None;
+    }
+    // Zero times infinity would be no zero. Looked at last: most matrices are no such table.
+    let mut values = matrix.float_bytes()?.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    if !values.all(f32::is_finite) {
         return None;
     }
     Some(Product {

@@ -69,6 +69,7 @@ pub(super) fn quantize(
         .par_chunks_mut(part)
         .zip(floats.par_chunks(part))
         .for_each(|(values, floats)| nearest(floats, &scales, inner, most, values));
+    weights.release();
     Some(QuantizedWeights { values, scales })
 }
 

@@ -52,11 +52,13 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     let stages = techniques::of(plan, machine::instruction_set())?;
     let (baseline, out) = (layout.baseline(), layout.out());
     clear(&out)?;
-    let files = storage::list(&baseline, storage::Limits::default())?;
-    let source = storage::single(&baseline, "onnx", &files, "baseline")?;
+    let names = storage::find(&baseline, storage::Limits::default())?;
+    let source = storage::single(&baseline, "onnx", names.iter().map(String::as_str), "baseline")?;
     let runtime =
         session::Runtime::load(None).map_err(|error| provider::failure_of(&error, reasons::RUNTIME_FAILED))?;
     sandbox::enter(Level::Model)?;
+    // Whatever the digest turns out to be, it is what was read: nobody writes there any more.
+    let files = std::thread::spawn(move || storage::hash(&baseline, names));
     let limits = Limits::default();
     let given = Given {
         shapes: row_shapes(&plan.inputs),
@@ -85,6 +87,9 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     };
     let report =
         optimize::optimize_given(&runtime, &request, &given, &open, &mut progress).map_err(|error| failure(&error))?;
+    let files = files
+        .join()
+        .map_err(|_| bug("the thread that takes the baseline's digest failed"))??;
     let made = storage::list(&folder, storage::Limits::default())?;
     let note = OptimizeNote {
         runtime: describe(provider::version(&runtime), threads),

@@ -97,7 +97,7 @@ fn model(source: &ModelSource, name: &str, into: &Path, layout: &Layout, access:
     clear(into)?;
     let field = if name == BASELINE { "model.uri" } else { name };
     let fetched = fetch(&source.uri, into, layout, access).map_err(|failure| about(field, &failure))?;
-    storage::single(into, "onnx", &fetched.files, &source.uri).map_err(|error| about(field, &error.into()))?;
+    storage::single(into, "onnx", fetched.names(), &source.uri).map_err(|error| about(field, &error.into()))?;
     if let Some(expected) = source
         .model_digest
         .as_ref()
@@ -130,7 +130,7 @@ fn with_data<T>(
     let scratch = beside.join(SCRATCH);
     clear(&scratch)?;
     let fetched = fetch(uri, &scratch, layout, access)?;
-    let parquet = storage::single(&scratch, "parquet", &fetched.files, uri)?;
+    let parquet = storage::single(&scratch, "parquet", fetched.names(), uri)?;
     let result = read(&parquet);
     std::fs::remove_dir_all(&scratch).map_err(|error| disk("remove", &scratch, &error))?;
     result

@@ -152,7 +152,12 @@ fn start(
     };
     let refuse = |error: &onnx::Error| model_failure(which.name(), error);
     let files = storage::list(&folder, storage::Limits::default())?;
-    let source = storage::single(&folder, "onnx", &files, which.name())?;
+    let source = storage::single(
+        &folder,
+        "onnx",
+        files.iter().map(|file| file.path.as_str()),
+        which.name(),
+    )?;
     let limits = Limits::default();
     let mut model = onnx::read(&source, &limits).map_err(|error| refuse(&error))?;
     onnx::free_dimensions(&mut model, &row_shapes(&plan.inputs))

@@ -3,24 +3,42 @@
 //! Decides which single file is the model or the data set. Never follows links.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 
 use assayer_crds::digest::{Digest, ModelFile};
+use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
 use super::Error;
 use super::unpack::Limits;
 
+/// Bytes that are read at once.
+const CHUNK: usize = 1 << 20;
+/// Chunks that are read and wait for their digest.
+const WAITING: usize = 4;
+
 /// Sorted, hashed files under `folder`, by their path inside it. Links and special files are refused.
 pub fn list(folder: &Path, limits: Limits) -> Result<Vec<ModelFile>, Error> {
+    hash(folder, find(folder, limits)?)
+}
+
+/// The same with nothing read yet: paths inside `folder`, sorted.
+pub fn find(folder: &Path, limits: Limits) -> Result<Vec<String>, Error> {
     let mut files = Vec::new();
     walk(folder, "", 0, limits, &mut files)?;
     files.sort();
     Ok(files)
 }
 
-fn walk(folder: &Path, prefix: &str, depth: usize, limits: Limits, files: &mut Vec<ModelFile>) -> Result<(), Error> {
+/// Size and digest of each of the files in `folder`, in their order.
+pub fn hash(folder: &Path, files: Vec<String>) -> Result<Vec<ModelFile>, Error> {
+    let files = files.into_par_iter();
+    files.map(|inside| hash_one(&folder.join(&inside), inside)).collect()
+}
+
+fn walk(folder: &Path, prefix: &str, depth: usize, limits: Limits, files: &mut Vec<String>) -> Result<(), Error> {
     let refused = |path: &Path, reason: String| Error::Refused {
         uri: path.display().to_string(),
         reason,
@@ -43,7 +61,7 @@ fn walk(folder: &Path, prefix: &str, depth: usize, limits: Limits, files: &mut V
             if files.len() >= limits.files {
                 return Err(refused(folder, format!("more than {} files", limits.files)));
             }
-            files.push(hash(&path, inside)?);
+            files.push(inside);
         } else {
             return Err(refused(&path, "it is no regular file: copy what it points to".into()));
         }
@@ -52,10 +70,10 @@ fn walk(folder: &Path, prefix: &str, depth: usize, limits: Limits, files: &mut V
 }
 
 /// Size and digest of one file, under the name that it has inside an artifact.
-pub(super) fn hash(path: &Path, inside: String) -> Result<ModelFile, Error> {
+pub(super) fn hash_one(path: &Path, inside: String) -> Result<ModelFile, Error> {
     let mut file = File::open(path).map_err(Error::disk("open", path))?;
     let mut hash = Sha256::new();
-    let mut buffer = vec![0; 256 * 1024];
+    let mut buffer = vec![0; CHUNK];
     let mut size = 0;
     loop {
         let read = file.read(&mut buffer).map_err(Error::disk("read", path))?;
@@ -65,19 +83,68 @@ pub(super) fn hash(path: &Path, inside: String) -> Result<ModelFile, Error> {
         hash.update(&buffer[..read]);
         size += read as u64;
     }
-    Ok(ModelFile {
-        path: inside,
-        size,
-        sha256: Digest::from_hash(hash.finalize().into()),
+    Ok(described(inside, size, hash))
+}
+
+/// Copies one file; a second thread takes the digest of what is written meanwhile.
+pub(super) fn copy(from: &Path, to: &Path, inside: String) -> Result<ModelFile, Error> {
+    let mut source = File::open(from).map_err(Error::disk("open", from))?;
+    let mut target = File::create(to).map_err(Error::disk("create", to))?;
+    let (written, chunks) = mpsc::sync_channel::<Vec<u8>>(WAITING);
+    let (used, buffers) = mpsc::channel::<Vec<u8>>();
+    std::thread::scope(|scope| {
+        let hasher = scope.spawn(move || {
+            let mut hash = Sha256::new();
+            for chunk in chunks {
+                hash.update(&chunk);
+                // Nobody waits for the last ones.
+                let _ = used.send(chunk);
+            }
+            hash
+        });
+        let mut size = 0;
+        loop {
+            let mut buffer = buffers.try_recv().unwrap_or_default();
+            buffer.resize(CHUNK, 0);
+            let read = source.read(&mut buffer).map_err(Error::disk("read", from))?;
+            if read == 0 {
+                break;
+            }
+            buffer.truncate(read);
+            target.write_all(&buffer).map_err(Error::disk("write", to))?;
+            size += read as u64;
+            if written.send(buffer).is_err() {
+                break;
+            }
+        }
+        drop(written);
+        let hash = hasher.join().map_err(|_| Error::Disk {
+            action: "hash",
+            path: to.to_owned(),
+            source: std::io::Error::other("the thread that takes its digest failed"),
+        })?;
+        Ok(described(inside, size, hash))
     })
 }
 
+fn described(path: String, size: u64, hash: Sha256) -> ModelFile {
+    ModelFile {
+        path,
+        size,
+        sha256: Digest::from_hash(hash.finalize().into()),
+    }
+}
+
 /// The single file with `extension` at the top of `folder`.
-pub fn single(folder: &Path, extension: &str, files: &[ModelFile], uri: &str) -> Result<PathBuf, Error> {
+pub fn single<'f>(
+    folder: &Path,
+    extension: &str,
+    files: impl IntoIterator<Item = &'f str>,
+    uri: &str,
+) -> Result<PathBuf, Error> {
     let wanted = format!(".{extension}");
     let named: Vec<&str> = files
-        .iter()
-        .map(|file| file.path.as_str())
+        .into_iter()
         .filter(|path| !path.contains('/') && path.ends_with(&wanted) && path.len() > wanted.len())
         .collect();
     match named[..] {
@@ -108,15 +175,16 @@ mod tests {
         std::fs::write(folder.path().join("b/c"), "1").unwrap();
         std::fs::write(folder.path().join("model.onnx"), "22").unwrap();
         let files = list(folder.path(), Limits::default()).unwrap();
+        let named = || files.iter().map(|file| file.path.as_str());
         let seen: Vec<_> = files.iter().map(|file| (file.path.as_str(), file.size)).collect();
         assert_eq!(seen, [("b/c", 1), ("model.onnx", 2)]);
         assert_eq!(files[1].sha256, Digest::of(b"22"));
         assert_eq!(
-            single(folder.path(), "onnx", &files, "u").unwrap(),
+            single(folder.path(), "onnx", named(), "u").unwrap(),
             folder.path().join("model.onnx")
         );
         assert!(
-            single(folder.path(), "parquet", &files, "u")
+            single(folder.path(), "parquet", named(), "u")
                 .unwrap_err()
                 .to_string()
                 .contains("no *.parquet")
@@ -124,13 +192,27 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_has_the_digest_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        for size in [0, 1, CHUNK, 7 * CHUNK + 3] {
+            let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            std::fs::write(&from, &bytes).unwrap();
+            let copied = copy(&from, &to, "to".into()).unwrap();
+            assert_eq!(copied, hash_one(&from, "to".into()).unwrap());
+            assert!(std::fs::read(&to).unwrap() == bytes, "{size} bytes");
+        }
+        assert!(copy(&folder.path().join("none"), &to, "to".into()).is_err());
+    }
+
+    #[test]
     fn links_and_twins_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.onnx"), "").unwrap();
         std::fs::write(folder.path().join("b.onnx"), "").unwrap();
-        let files = list(folder.path(), Limits::default()).unwrap();
+        let files = find(folder.path(), Limits::default()).unwrap();
         assert!(
-            single(folder.path(), "onnx", &files, "u")
+            single(folder.path(), "onnx", files.iter().map(String::as_str), "u")
                 .unwrap_err()
                 .to_string()
                 .contains("2 *.onnx files")

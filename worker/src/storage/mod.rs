@@ -18,7 +18,7 @@ use assayer_crds::digest::{Digest, ModelFile, model_digest};
 
 pub use self::credentials::Credentials;
 pub use self::error::Error;
-pub use self::files::{list, single};
+pub use self::files::{find, hash, list, single};
 pub use self::pack::{Packed, file as pack_file, folder as pack_folder};
 pub use self::registry::Access;
 pub use self::unpack::Limits;
@@ -33,6 +33,13 @@ pub struct Fetched {
     pub files: Vec<ModelFile>,
     /// Digest over the files.
     pub model_digest: Digest,
+}
+
+impl Fetched {
+    /// Paths of the files.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|file| file.path.as_str())
+    }
 }
 
 /// What was published.
@@ -61,10 +68,7 @@ pub async fn fetch(uri: &str, into: &Path, local: bool, access: &Access) -> Resu
                 .await?;
             (Some(digest), files)
         }
-        Source::Path(path) => {
-            copy(&path, into, limits)?;
-            (None, files::list(into, limits)?)
-        }
+        Source::Path(path) => (None, copy(&path, into, limits)?),
     };
     let model_digest = model_digest(&files);
     Ok(Fetched {
@@ -131,7 +135,7 @@ fn check_tag(tag: &str) -> Result<(), Error> {
 }
 
 /// Copies a file under its name, or a folder's files.
-fn copy(from: &Path, into: &Path, limits: Limits) -> Result<(), Error> {
+fn copy(from: &Path, into: &Path, limits: Limits) -> Result<Vec<ModelFile>, Error> {
     let uri = || from.display().to_string();
     let metadata = std::fs::metadata(from).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Error::NotFound {
@@ -141,27 +145,24 @@ fn copy(from: &Path, into: &Path, limits: Limits) -> Result<(), Error> {
         _ => Error::disk("read", from)(error),
     })?;
     let named: Vec<(PathBuf, String)> = if metadata.is_dir() {
-        let files = files::list(from, limits)?;
-        files
-            .into_iter()
-            .map(|file| (from.join(&file.path), file.path))
-            .collect()
+        let files = files::find(from, limits)?;
+        files.into_iter().map(|inside| (from.join(&inside), inside)).collect()
     } else {
         let name = from.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         vec![(from.to_owned(), name.to_owned())]
     };
-    for (source, inside) in named {
-        let inside = unpack::relative(inside.as_bytes()).map_err(|why| Error::Refused {
+    let copied = named.into_iter().map(|(source, inside)| {
+        let relative = unpack::relative(inside.as_bytes()).map_err(|why| Error::Refused {
             uri: uri(),
             reason: format!("the name `{inside}` {why}"),
         })?;
-        let target = into.join(inside);
+        let target = into.join(relative);
         if let Some(parent) = target.parent() {
             std::fs::create_dir_all(parent).map_err(Error::disk("create", parent))?;
         }
-        std::fs::copy(&source, &target).map_err(Error::disk("copy", &source))?;
-    }
-    Ok(())
+        files::copy(&source, &target, inside)
+    });
+    copied.collect()
 }
 
 #[cfg(test)]

@@ -138,7 +138,8 @@ impl Bed {
         command
             .args(["worker", role, "--root"])
             .arg(root)
-            .env("ORT_DYLIB_PATH", &self.library);
+            .env("ORT_DYLIB_PATH", &self.library)
+            .env("ORT_DISABLE_TELEMETRY", "1");
         command
     }
 

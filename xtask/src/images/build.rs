@@ -129,6 +129,8 @@ fn assemble(ours: Ours, program: &Path, base: &Layer, runtime: &Layer) -> Result
     if ours.runs_models() {
         layers.push(runtime.clone());
         environment.push(format!("ORT_DYLIB_PATH={ONNX_RUNTIME}"));
+        // It opens a database and looks for a way out before it can be told in any other way.
+        environment.push("ORT_DISABLE_TELEMETRY=1".to_owned());
     }
     let mut contents = Contents::default().file(&path, 0o755, stripped(program)?);
     if ours == Ours::Scanner {
