@@ -6,6 +6,7 @@
 mod goal;
 mod likeness;
 mod quantization;
+mod reference;
 mod scratch;
 mod stage;
 
@@ -14,10 +15,11 @@ pub use stage::Stage;
 use crate::{
     calibrate::{self, DataError, Samples},
     made_up,
-    onnx::{self, Limits, Model, Tensor, shown},
+    onnx::{self, Limits, Model, Tensor},
     passes::{self, Report, Simplify},
-    session::{self, Options, Runtime, Session},
+    session::{self, Runtime},
 };
+use reference::{Baseline, Reference};
 use scratch::Scratch;
 use stage::Calibration;
 use std::{
@@ -103,7 +105,9 @@ pub enum Step {
     Calibrate(u64),
     /// Quantizing.
     Quantize,
-    /// Writing the candidate and running it once.
+    /// Writing the candidate.
+    Write,
+    /// Running the candidate once; its files are complete.
     Verify,
 }
 
@@ -166,45 +170,72 @@ pub fn optimize_given(
         None if request.stages.iter().any(Stage::calibrates) => return Err(Error::NoSample),
         None => (made_up::inputs(&model, &given.shapes).map_err(Error::MadeUp)?, true),
     };
-    let scratch = Scratch::of(&mut model, request.output, &request.limits)?;
-    let once = Options {
-        prepack: false,
-        ..Options::default()
+    let mut scratch = Scratch::of(&mut model, request.output);
+    let baseline = Baseline {
+        runtime,
+        model: model.clone(),
+        weights: scratch.aside(),
+        which: if given.shapes.is_empty() {
+            "baseline"
+        } else {
+            "baseline, with rows of data.inputs[].shape,"
+        },
+        made_up,
     };
-    let which = if given.shapes.is_empty() {
-        "baseline"
-    } else {
-        "baseline, with rows of data.inputs[].shape,"
-    };
+    std::thread::scope(|scope| {
+        let mut reference = Reference::begin(scope, baseline, &probe);
+        let made = make(
+            runtime,
+            request,
+            model,
+            samples,
+            &probe,
+            &mut reference,
+            &mut scratch,
+            progress,
+        );
+        // First: of a baseline that does not run nothing can be made.
+        reference.wait()?;
+        let mut report = made?;
+        if !given.shapes.is_empty() {
+            let freed = Report {
+                name: FREE,
+                changed: freed,
+                ..Report::default()
+            };
+            report.passes.insert(0, freed);
+        }
+        Ok(OptimizeReport {
+            bytes_before,
+            nodes_before,
+            ..report
+        })
+    })
+}
+
+/// Makes the candidate of `model`, and runs it.
+#[allow(clippy::too_many_arguments, reason = "what one candidate takes, once")]
+fn make(
+    runtime: &Runtime,
+    request: &Request<'_>,
+    mut model: Model,
+    samples: Samples<'_>,
+    probe: &[Tensor],
+    reference: &mut Reference<'_>,
+    scratch: &mut Scratch,
+    progress: &mut dyn FnMut(Step),
+) -> Result<OptimizeReport, Error> {
     progress(Step::Simplify);
-    // As Assayer's own canonical bytes: ONNX Runtime never sees the file as it came.
-    let original = model.clone();
-    let (baseline, simplified) = rayon::join(
-        || run(runtime.open_model(&original, &once), which, &probe),
-        || simplify(&mut model, request),
-    );
-    drop(original);
-    // First: what does not run needs no simplifying.
-    let baseline = baseline.map_err(|error| match error {
-        Error::Run { source, .. } if made_up => Error::MadeUp(source.to_string()),
-        error => error,
-    })?;
     let Simplified {
         upgraded,
         stages,
         mut reports,
-    } = simplified?;
-
-    if !given.shapes.is_empty() {
-        let report = Report {
-            name: FREE,
-            changed: freed,
-            ..Report::default()
-        };
-        reports.insert(0, report);
-    }
+    } = simplify(&mut model, request)?;
     let mut done = 0;
     for stage in stages {
+        if stage.runs() {
+            reference.wait()?;
+        }
         let mut told = |step| {
             if let Step::Calibrate(batches) = step {
                 done = batches;
@@ -215,36 +246,42 @@ pub fn optimize_given(
             runtime,
             threads: request.threads,
             samples,
-            probe: &probe,
+            probe,
             progress: &mut told,
         };
         reports.extend(stage.apply(&mut model, &mut calibration)?);
         onnx::check(&model, &request.limits)?;
     }
 
-    progress(Step::Verify);
+    progress(Step::Write);
     onnx::settle(&mut model.graph);
     let written = onnx::write(&model, request.output)?;
     let nodes_after = model.graph.nodes.len();
+    let once = reference::once(&model);
     // Nothing of the baseline is needed any more, and the candidate may be as large.
     drop(model);
     onnx::check(&onnx::read(request.output, &request.limits)?, &request.limits)?;
-    let ((), candidate) = rayon::join(
-        || drop(scratch),
-        || run(runtime.open(request.output, &once), "candidate", &probe),
+    progress(Step::Verify);
+    let (candidate, waited) = rayon::join(
+        || reference::run(runtime.open(request.output, &once), "candidate", probe),
+        || {
+            reference.wait()?;
+            scratch.remove();
+            Ok::<_, Error>(())
+        },
     );
-    let candidate = candidate?;
+    waited?;
     Ok(OptimizeReport {
         opset_before: upgraded.before,
         opset_after: upgraded.after,
         passes: reports,
-        bytes_before,
+        bytes_before: 0,
         bytes_after: written.bytes,
-        nodes_before,
+        nodes_before: 0,
         nodes_after,
         calibration_batches: done,
         files: std::iter::once(written.model).chain(written.external).collect(),
-        first_sample_difference: compare(&baseline, &candidate)?,
+        first_sample_difference: reference.compare(&candidate?)?,
     })
 }
 
@@ -295,54 +332,6 @@ fn total_bytes(model: &Model, path: &Path) -> Result<u64, Error> {
         .map(|tensor| tensor.bytes().len() as u64)
         .sum();
     Ok(if weights > file { file + weights } else { file })
-}
-
-fn run(session: Result<Session, session::Error>, which: &'static str, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-    let failed = |source| Error::Run { which, source };
-    let mut session = session.map_err(failed)?;
-    let mut outputs = Vec::new();
-    session
-        .run(inputs, |output| {
-            outputs.push(output.to_tensor()?);
-            Ok::<_, session::Error>(())
-        })
-        .map_err(failed)?;
-    Ok(outputs)
-}
-
-/// Same outputs, same types and shapes, finite where the baseline is finite; and how far apart.
-fn compare(baseline: &[Tensor], candidate: &[Tensor]) -> Result<BTreeMap<String, f32>, Error> {
-    let mut differences = BTreeMap::new();
-    for before in baseline {
-        let unfaithful = |what: String| Error::Unfaithful {
-            name: shown(&before.name),
-            what,
-        };
-        let after = candidate
-            .iter()
-            .find(|after| after.name == before.name)
-            .ok_or_else(|| unfaithful("is missing".to_owned()))?;
-        if (after.element, &after.dims) != (before.element, &before.dims) {
-            let what = format!(
-                "is {:?} {:?}, the baseline's {:?} {:?}",
-                after.element, after.dims, before.element, before.dims
-            );
-            return Err(unfaithful(what));
-        }
-        let name = before.name.clone();
-        let (Some(before), Some(after)) = (before.to_floats(), after.to_floats()) else {
-            continue;
-        };
-        let mut largest = 0.0_f32;
-        for (before, after) in before.iter().zip(&after).filter(|(before, _)| before.is_finite()) {
-            if !after.is_finite() {
-                return Err(unfaithful(format!("is {after} where the baseline's is {before}")));
-            }
-            largest = largest.max((before - after).abs());
-        }
-        differences.insert(name, largest);
-    }
-    Ok(differences)
 }
 
 #[cfg(test)]

@@ -17,11 +17,20 @@ const SMALLEST: usize = 1024;
 /// Runtimes read elements where they lie, so they must lie where the widest of them may.
 const ALIGNMENT: u64 = 8;
 
-/// The files beside a model that its weights were mapped from.
+/// The files beside a model that its weights lie in.
 #[derive(Debug, Clone, Default)]
 pub struct Beside {
     folder: PathBuf,
-    files: BTreeMap<String, Bytes>,
+    /// By the address of the first byte in memory.
+    places: BTreeMap<usize, Place>,
+}
+
+/// Bytes in memory that are in a file as well.
+#[derive(Debug, Clone)]
+struct Place {
+    bytes: Bytes,
+    file: String,
+    offset: u64,
 }
 
 /// Where weights lie says nothing about what they are: equal models may lie in different files.
@@ -32,13 +41,36 @@ impl PartialEq for Beside {
 }
 
 impl Beside {
-    pub(super) fn new(folder: PathBuf, files: BTreeMap<String, Bytes>) -> Self {
-        Self { folder, files }
+    /// Whole files of `folder`, mapped.
+    pub(super) fn mapped(folder: PathBuf, files: BTreeMap<String, Bytes>) -> Self {
+        let offset = 0;
+        let places = files.into_iter().map(|(file, bytes)| Place { bytes, file, offset });
+        Self::new(folder, places)
+    }
+
+    /// The weights of `graph` that `placement` puts into files of `folder`.
+    pub(super) fn placed(folder: PathBuf, graph: &Graph, placement: &Placement) -> Self {
+        let places = graph.initializers.iter().filter_map(|tensor| {
+            let (Data::Raw(bytes), Some((file, offset))) = (&tensor.data, placement.get(&tensor.name)) else {
+                return None;
+            };
+            Some(Place {
+                bytes: bytes.clone(),
+                file: file.clone(),
+                offset: *offset,
+            })
+        });
+        Self::new(folder, places)
+    }
+
+    fn new(folder: PathBuf, places: impl Iterator<Item = Place>) -> Self {
+        let places = places.map(|place| (place.bytes.as_ptr().addr(), place)).collect();
+        Self { folder, places }
     }
 
     /// The folder of the files; none where the model has no such files.
     pub fn folder(&self) -> Option<&Path> {
-        (!self.files.is_empty()).then_some(self.folder.as_path())
+        (!self.places.is_empty()).then_some(self.folder.as_path())
     }
 
     /// The initializers whose bytes still lie in one of the files, each with file and offset.
@@ -58,11 +90,9 @@ impl Beside {
     /// The file that `bytes` are a part of, by where they are in memory.
     fn locate(&self, bytes: &Bytes) -> Option<(String, u64)> {
         let range = bytes.as_ptr_range();
-        self.files.iter().find_map(|(name, file)| {
-            let whole = file.as_ptr_range();
-            let inside = whole.start <= range.start && range.end <= whole.end;
-            let offset = range.start.addr().wrapping_sub(whole.start.addr()) as u64;
-            (inside && offset.is_multiple_of(ALIGNMENT)).then(|| (name.clone(), offset))
-        })
+        let (first, place) = self.places.range(..=range.start.addr()).next_back()?;
+        let offset = place.offset + (range.start.addr() - first) as u64;
+        let inside = range.end <= place.bytes.as_ptr_range().end;
+        (inside && offset.is_multiple_of(ALIGNMENT)).then(|| (place.file.clone(), offset))
     }
 }

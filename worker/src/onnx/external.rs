@@ -196,7 +196,7 @@ impl Folder {
 
     /// The files that were mapped.
     pub(super) fn into_beside(self) -> Beside {
-        Beside::new(self.path, self.files)
+        Beside::mapped(self.path, self.files)
     }
 
     fn io(&self, name: &str, source: std::io::Error) -> Error {

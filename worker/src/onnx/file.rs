@@ -1,6 +1,7 @@
 //! Models in files: read within limits, written whole or not at all.
 
 use super::{
+    beside::Beside,
     decode::{self, Context},
     encode::{self, Placement},
     error::Error,
@@ -136,9 +137,34 @@ pub fn write(model: &Model, path: &Path) -> Result<Written, Error> {
     write_with(model, path, EXTERNAL_ABOVE)
 }
 
-/// The same with weights always beside the protobuf, where they can be mapped.
-pub fn write_scratch(model: &Model, path: &Path) -> Result<Written, Error> {
-    write_with(model, path, 0)
+/// Weights on their way into a file of their own.
+#[derive(Debug)]
+pub struct Aside {
+    path: PathBuf,
+    parts: Vec<(u64, Bytes)>,
+}
+
+/// Lets the weights of `model` lie in a file at `path`, where runtimes map them: once [`Aside::write`] is through.
+pub fn lay_aside(model: &mut Model, path: &Path) -> Aside {
+    let placement = place(model, path);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    model.beside = Beside::placed(folder.to_owned(), &model.graph, &placement);
+    Aside {
+        path: path.to_owned(),
+        parts: parts(model, &placement),
+    }
+}
+
+impl Aside {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the file.
+    pub fn write(&self) -> Result<(), Error> {
+        replace(&self.path, |file| write_external(&self.parts, file)).map(drop)
+    }
 }
 
 fn write_with(model: &Model, path: &Path, external_above: u64) -> Result<Written, Error> {
@@ -152,7 +178,7 @@ fn write_with(model: &Model, path: &Path, external_above: u64) -> Result<Written
     if total > external_above {
         let data_path = path.with_added_extension("data");
         placement = place(model, &data_path);
-        bytes += replace(&data_path, |file| write_external(model, &placement, file))?;
+        bytes += replace(&data_path, |file| write_external(&parts(model, &placement), file))?;
         external = Some(data_path);
     }
     let rope = encode::model(model, &placement);
@@ -184,22 +210,27 @@ fn place(model: &Model, data_path: &Path) -> Placement {
     placement
 }
 
+/// What is placed, with its offset.
+fn parts(model: &Model, placement: &Placement) -> Vec<(u64, Bytes)> {
+    let placed = model.graph.initializers.iter().filter_map(|tensor| match &tensor.data {
+        Data::Raw(bytes) => Some((placement.get(&tensor.name)?.1, bytes.clone())),
+        Data::Strings(_) => None,
+    });
+    placed.collect()
+}
+
 /// Writes side by side, each part where it belongs; what was written is no longer needed in memory. Gaps are zeros.
-fn write_external(model: &Model, placement: &Placement, file: &File) -> io::Result<u64> {
-    let tensors = model.graph.initializers.iter();
-    let placed = tensors.filter_map(|tensor| Some((placement.get(&tensor.name)?.1, tensor.bytes())));
-    let parts: Vec<(u64, &[u8])> = placed
-        .flat_map(|(offset, bytes)| {
-            let starts = (offset..).step_by(PART);
-            starts.zip(bytes.chunks(PART))
-        })
+fn write_external(parts: &[(u64, Bytes)], file: &File) -> io::Result<u64> {
+    let pieces: Vec<(u64, &[u8])> = parts
+        .iter()
+        .flat_map(|(offset, bytes)| (*offset..).step_by(PART).zip(bytes.chunks(PART)))
         .collect();
-    parts.par_iter().try_for_each(|&(offset, part)| {
-        file.write_all_at(part, offset)?;
-        mapped::release(part);
+    pieces.par_iter().try_for_each(|&(offset, piece)| {
+        file.write_all_at(piece, offset)?;
+        mapped::release(piece);
         Ok::<_, io::Error>(())
     })?;
-    Ok(parts.last().map_or(0, |(offset, part)| offset + part.len() as u64))
+    Ok(pieces.last().map_or(0, |(offset, piece)| offset + piece.len() as u64))
 }
 
 /// Writes a neighbour of `path` and renames it into place.
@@ -224,8 +255,19 @@ mod tests {
     use super::*;
     use crate::{
         onnx::{Graph, Tensor},
+        session::{self, Options, Session},
         testing::{Build, noise, runtime},
     };
+
+    fn values(session: Result<Session, session::Error>, input: &[Tensor]) -> Vec<f32> {
+        let mut values = Vec::new();
+        let run = session.unwrap().run(input, |output| {
+            values.extend(output.floats().unwrap_or_default());
+            Ok::<_, session::Error>(())
+        });
+        run.unwrap();
+        values
+    }
 
     #[test]
     fn external_weights_round_trip() {
@@ -255,6 +297,25 @@ mod tests {
     }
 
     #[test]
+    fn weights_that_are_laid_aside_are_found_there() {
+        let mut b = Build::opset(17);
+        let (x, weights) = (b.input("x", &[2, 40]), b.weights(&[40, 50]));
+        let y = b.node("MatMul", &[&x, &weights]);
+        let mut model = b.finish(&[&y]);
+        let folder = tempfile::tempdir().unwrap();
+        let aside = lay_aside(&mut model, &folder.path().join("weights"));
+        let inside = to_bytes_beside(&model).unwrap().len();
+        assert!(inside < 1000, "{inside}");
+        aside.write().unwrap();
+        let input = vec![Tensor::floats("x", &[2, 40], &noise(1, 80)).unwrap()];
+        let options = Options::default();
+        assert_eq!(
+            values(runtime().open_model(&model, &options), &input),
+            values(runtime().open_bytes(&to_bytes(&model), &options), &input)
+        );
+    }
+
+    #[test]
     fn a_session_maps_weights_from_where_they_lie() {
         let mut b = Build::opset(17);
         let (x, kept) = (b.input("x", &[2, 40]), b.weights(&[40, 40]));
@@ -281,19 +342,9 @@ mod tests {
         let inside = to_bytes_beside(&model).unwrap().len();
         assert!((40 * 30 * 4..40 * 30 * 4 + 1000).contains(&inside), "{inside}");
         let input = vec![Tensor::floats("x", &[2, 40], &noise(1, 80)).unwrap()];
-        let values = |mut session: crate::session::Session| {
-            let mut values: Vec<f32> = Vec::new();
-            session
-                .run(&input, |output| {
-                    values.extend(output.floats().unwrap_or_default());
-                    Ok::<_, crate::session::Error>(())
-                })
-                .unwrap();
-            values
-        };
-        let options = crate::session::Options::default();
-        let mapped = values(runtime().open_model(&model, &options).unwrap());
-        let copied = values(runtime().open_bytes(&to_bytes(&model), &options).unwrap());
+        let options = Options::default();
+        let mapped = values(runtime().open_model(&model, &options), &input);
+        let copied = values(runtime().open_bytes(&to_bytes(&model), &options), &input);
         assert_eq!(mapped.len(), 60);
         assert!(
             mapped.iter().zip(&copied).all(|(a, b)| (a - b).abs() <= 1e-5),

@@ -73,7 +73,9 @@ fn a_model_of_a_fixed_batch_is_quantized_at_the_shape_of_the_data() {
     let pass = |name: &str| report.passes.iter().find(|pass| pass.name == name).unwrap().changed;
     assert_eq!(pass(FREE), 3);
     assert!(pass("quantize-static") > 0);
-    let mut session = testing::runtime().open(&output, &Options::default()).unwrap();
+    let mut session = testing::runtime()
+        .open(&output, &crate::session::Options::default())
+        .unwrap();
     let two = Tensor::floats("x", &[2, 3, 16, 16], &testing::noise(9, 2 * 3 * 256)).unwrap();
     session
         .run(&[two], |out| {

@@ -2,38 +2,50 @@
 //!
 //! Inside one protobuf they lie at any offset, and ONNX Runtime copies them for every session. Aligned and beside it they are mapped.
 
-use crate::onnx::{self, Limits, Model};
+use crate::onnx::{self, Aside, Model};
 use std::path::{Path, PathBuf};
 
 /// Bytes of weights from which they are brought into a file: less is copied sooner than written.
 const SMALLEST: usize = 8 << 20;
 
-/// Files that are removed when the work is over.
+/// A file that is removed when the work is over.
 #[derive(Debug)]
-pub(super) struct Scratch(Vec<PathBuf>);
+pub(super) struct Scratch {
+    aside: Option<Aside>,
+    file: Option<PathBuf>,
+}
 
 impl Scratch {
-    /// Lets `model` lie beside `output`, unless its weights have a file already or are small.
-    pub(super) fn of(model: &mut Model, output: &Path, limits: &Limits) -> Result<Self, onnx::Error> {
+    /// Lets the weights of `model` lie beside `output`, unless they have a file already or are few.
+    pub(super) fn of(model: &mut Model, output: &Path) -> Self {
         let weights: usize = model.graph.initializers.iter().map(|tensor| tensor.bytes().len()).sum();
-        if model.beside.folder().is_some() || weights < SMALLEST {
-            return Ok(Self(Vec::new()));
+        let inside = model.beside.folder().is_none() && weights >= SMALLEST;
+        let aside = inside.then(|| onnx::lay_aside(model, &output.with_added_extension("baseline")));
+        let file = aside.as_ref().map(|aside| aside.path().to_owned());
+        Self { aside, file }
+    }
+
+    /// What must be written before the first session, once.
+    pub(super) fn aside(&mut self) -> Option<Aside> {
+        self.aside.take()
+    }
+
+    /// Removes the file.
+    pub(super) fn remove(&mut self) {
+        let Some(file) = self.file.take() else { return };
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!("cannot remove {}: {error}", file.display());
+            }
+            // Written or not, it is not there any more.
+            _ => {}
         }
-        let path = output.with_added_extension("baseline");
-        let written = onnx::write_scratch(model, &path)?;
-        let scratch = Self(std::iter::once(written.model).chain(written.external).collect());
-        *model = onnx::read(&path, limits)?;
-        Ok(scratch)
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        for file in &self.0 {
-            if let Err(error) = std::fs::remove_file(file) {
-                tracing::warn!("cannot remove {}: {error}", file.display());
-            }
-        }
+        self.remove();
     }
 }
 
@@ -53,10 +65,11 @@ mod tests {
             let y = b.node("MatMul", &[&x, &weights]);
             let before = b.finish(&[&y]);
             let mut model = before.clone();
-            let scratch = Scratch::of(&mut model, &output, &Limits::default()).unwrap();
+            let mut scratch = Scratch::of(&mut model, &output);
             assert_eq!(model, before);
             assert_eq!(model.beside.folder().is_some(), large);
-            assert_eq!(files(), if large { 2 } else { 0 });
+            scratch.aside().inspect(|aside| aside.write().unwrap());
+            assert_eq!(files(), usize::from(large));
             drop(scratch);
             assert_eq!(files(), 0);
         }

@@ -57,6 +57,11 @@ impl Stage {
         }
     }
 
+    /// Whether it runs the model.
+    pub(super) fn runs(&self) -> bool {
+        self.calibrates() || matches!(self, Self::Float16)
+    }
+
     /// Whether it promises to use no operator but ONNX's own.
     pub(super) fn is_standard(&self) -> bool {
         matches!(self, Self::Quantize(settings) if settings.format == Format::Qdq)

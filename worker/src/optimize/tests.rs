@@ -66,7 +66,9 @@ fn make_stages(stages: &[Stage], threads: usize, output: &Path) -> Result<Optimi
 }
 
 fn top(model: &Path, samples: &[Vec<Tensor>]) -> Vec<usize> {
-    let mut session = testing::runtime().open(model, &Options::default()).unwrap();
+    let mut session = testing::runtime()
+        .open(model, &crate::session::Options::default())
+        .unwrap();
     let mut best = Vec::new();
     for sample in samples {
         session

@@ -158,16 +158,13 @@ impl<'m, 'g> Merge<'m, 'g> {
         let mut merged = vec![0.0; self.rows * columns];
         let mut offset = 0;
         for part in &self.parts {
-            let floats = part.site.weights.to_floats().unwrap_or_default();
+            let matrix = part.site.matrix();
             part.site.weights.release();
-            let turned = part.site.channel_axis() == 0;
-            for (at, value) in floats.into_iter().enumerate() {
-                let (row, column) = if turned {
-                    (at % self.rows, at / self.rows)
-                } else {
-                    (at / part.columns, at % part.columns)
-                };
-                merged[row * columns + offset + column] = value;
+            for (merged, row) in merged
+                .chunks_exact_mut(columns.max(1))
+                .zip(matrix.chunks_exact(part.columns.max(1)))
+            {
+                merged[offset..offset + part.columns].copy_from_slice(row);
             }
             offset += part.columns;
         }

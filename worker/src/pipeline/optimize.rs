@@ -9,12 +9,12 @@ use assayer_crds::contract::{Left, MakePlan, PassReport, Runtime, reasons};
 use assayer_crds::digest::{Digest, model_digest};
 use serde::{Deserialize, Serialize};
 
-use super::techniques;
+use super::{stage::DIGEST, techniques};
 use crate::calibrate::{self, DataError};
 use crate::data::{self, Feed, inputs_of, row_shapes};
 use crate::deadline::Start;
 use crate::failure::{Failure, Result, bug, disk, refused};
-use crate::layout::{Layout, clear, write_note};
+use crate::layout::{Layout, clear, read_note, write_note};
 use crate::onnx::{self, Limits};
 use crate::optimize::{self, Given, OptimizeReport, Request, Step};
 use crate::passes;
@@ -57,8 +57,6 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     let runtime =
         session::Runtime::load(None).map_err(|error| provider::failure_of(&error, reasons::RUNTIME_FAILED))?;
     sandbox::enter(Level::Model)?;
-    // Whatever the digest turns out to be, it is what was read: nobody writes there any more.
-    let files = std::thread::spawn(move || storage::hash(&baseline, names));
     let limits = Limits::default();
     let given = Given {
         shapes: row_shapes(&plan.inputs),
@@ -87,13 +85,10 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     };
     let report =
         optimize::optimize_given(&runtime, &request, &given, &open, &mut progress).map_err(|error| failure(&error))?;
-    let files = files
-        .join()
-        .map_err(|_| bug("the thread that takes the baseline's digest failed"))??;
     let made = storage::list(&folder, storage::Limits::default())?;
     let note = OptimizeNote {
         runtime: describe(provider::version(&runtime), threads),
-        baseline_digest: model_digest(&files),
+        baseline_digest: read_note(&layout.inputs().join(DIGEST))?,
         model_digest: model_digest(&made),
         opset: [report.opset_before, report.opset_after],
         passes: passes_of(&report),

@@ -19,13 +19,15 @@ use crate::storage::{self, Access, Error, Fetched};
 const SCRATCH: &str = "fetched";
 /// The model as delivered; people know it as `model.uri`.
 const BASELINE: &str = "baseline";
+/// Its digest, for `optimize`: taken by the one role that never loads a model.
+pub(super) const DIGEST: &str = "baseline.json";
 
 /// Stages a make job: the baseline, and calibration rows without labels.
 pub(super) fn make(plan: &MakePlan, layout: &Layout, access: &Access) -> Result<()> {
     let start = Start::now();
     let inputs = layout.inputs();
     clear(&inputs)?;
-    model(&plan.baseline, BASELINE, &layout.baseline(), layout, access)?;
+    let baseline = model(&plan.baseline, BASELINE, &layout.baseline(), layout, access)?;
     if let Some(calibration) = &plan.calibration {
         let into = inputs.as_path();
         let rows = with_data(&calibration.uri, into, layout, access, |parquet| {
@@ -44,6 +46,7 @@ pub(super) fn make(plan: &MakePlan, layout: &Layout, access: &Access) -> Result<
         .map_err(|failure| about("data.calibration", &failure))?;
         tracing::info!(rows, "calibration data is staged");
     }
+    write_note(&inputs.join(DIGEST), &baseline.model_digest)?;
     start.leave(&inputs)
 }
 

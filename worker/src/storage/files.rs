@@ -21,7 +21,8 @@ const WAITING: usize = 4;
 
 /// Sorted, hashed files under `folder`, by their path inside it. Links and special files are refused.
 pub fn list(folder: &Path, limits: Limits) -> Result<Vec<ModelFile>, Error> {
-    hash(folder, find(folder, limits)?)
+    let files = find(folder, limits)?.into_par_iter();
+    files.map(|inside| hash(&folder.join(&inside), inside)).collect()
 }
 
 /// The same with nothing read yet: paths inside `folder`, sorted.
@@ -30,12 +31,6 @@ pub fn find(folder: &Path, limits: Limits) -> Result<Vec<String>, Error> {
     walk(folder, "", 0, limits, &mut files)?;
     files.sort();
     Ok(files)
-}
-
-/// Size and digest of each of the files in `folder`, in their order.
-pub fn hash(folder: &Path, files: Vec<String>) -> Result<Vec<ModelFile>, Error> {
-    let files = files.into_par_iter();
-    files.map(|inside| hash_one(&folder.join(&inside), inside)).collect()
 }
 
 fn walk(folder: &Path, prefix: &str, depth: usize, limits: Limits, files: &mut Vec<String>) -> Result<(), Error> {
@@ -70,7 +65,7 @@ fn walk(folder: &Path, prefix: &str, depth: usize, limits: Limits, files: &mut V
 }
 
 /// Size and digest of one file, under the name that it has inside an artifact.
-pub(super) fn hash_one(path: &Path, inside: String) -> Result<ModelFile, Error> {
+pub(super) fn hash(path: &Path, inside: String) -> Result<ModelFile, Error> {
     let mut file = File::open(path).map_err(Error::disk("open", path))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; CHUNK];
@@ -199,7 +194,7 @@ mod tests {
             let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
             std::fs::write(&from, &bytes).unwrap();
             let copied = copy(&from, &to, "to".into()).unwrap();
-            assert_eq!(copied, hash_one(&from, "to".into()).unwrap());
+            assert_eq!(copied, hash(&from, "to".into()).unwrap());
             assert!(std::fs::read(&to).unwrap() == bytes, "{size} bytes");
         }
         assert!(copy(&folder.path().join("none"), &to, "to".into()).is_err());

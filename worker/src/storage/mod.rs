@@ -18,7 +18,7 @@ use assayer_crds::digest::{Digest, ModelFile, model_digest};
 
 pub use self::credentials::Credentials;
 pub use self::error::Error;
-pub use self::files::{find, hash, list, single};
+pub use self::files::{find, list, single};
 pub use self::pack::{Packed, file as pack_file, folder as pack_folder};
 pub use self::registry::Access;
 pub use self::unpack::Limits;

@@ -57,7 +57,7 @@ pub fn folder(path: &Path) -> Result<Packed, Error> {
 pub fn file(path: &Path) -> Result<Packed, Error> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let parent = path.parent().unwrap_or(Path::new(""));
-    pack(parent, vec![files::hash_one(path, name.to_owned())?])
+    pack(parent, vec![files::hash(path, name.to_owned())?])
 }
 
 fn pack(folder: &Path, files: Vec<ModelFile>) -> Result<Packed, Error> {
