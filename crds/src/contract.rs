@@ -129,6 +129,9 @@ pub struct InputBinding {
     /// Shape of a row, without the batch, where the model's own does not say or is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Vec<u32>>,
+    /// Whether the column says what of a row is padding: 1 for data and, behind it, 0 for padding.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub padding_mask: bool,
 }
 
 /// How a candidate is made.

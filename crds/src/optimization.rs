@@ -118,6 +118,12 @@ const PINNED_MESSAGE: &str =
 
 /// Data sets, by digest, and how they feed the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = (
+    "self.inputs.filter(i, has(i.paddingMask) && i.paddingMask).size() <= 1",
+    "at most one input is the padding mask: remove paddingMask from the others"))]
+#[x_kube(validation = (
+    "has(self.calibration) || !self.inputs.exists(i, has(i.paddingMask) && i.paddingMask)",
+    "paddingMask is for calibration: set data.calibration or remove it"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Data {
     /// Data from which static quantization learns activation ranges. Must share no row with the evaluation data.
@@ -164,6 +170,9 @@ fn default_samples() -> u32 {
 
 /// A column that feeds an input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = (
+    "!has(self.paddingMask) || !self.paddingMask || !has(self.shape)",
+    "rows with a padding mask are cut to their length, rows with a shape have one: remove paddingMask or shape"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Input {
     /// Name of the model's input.
@@ -183,6 +192,11 @@ pub struct Input {
         inner(range(min = 1, max = 268_435_456))
     )]
     pub shape: Option<Vec<u32>>,
+    /// Whether this is the padding mask (`attention_mask`): a list with 1 for each position that is data and, behind these, 0 for padding.
+    /// Calibration then sees rows without their padding: this input and those that share its free dimension are cut to the length of
+    /// each row. Measuring runs the evaluation rows as they are. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub padding_mask: bool,
 }
 
 /// What the model does.

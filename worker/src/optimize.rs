@@ -337,4 +337,6 @@ fn total_bytes(model: &Model, path: &Path) -> Result<u64, Error> {
 #[cfg(test)]
 mod given_tests;
 #[cfg(test)]
+mod padding_tests;
+#[cfg(test)]
 mod tests;

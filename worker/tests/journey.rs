@@ -157,6 +157,7 @@ impl Bench {
                 name: "bytes".into(),
                 column: "features".into(),
                 shape: None,
+                padding_mask: false,
             }],
             label: "file_type".into(),
             output: "target_label".into(),
@@ -196,6 +197,7 @@ impl Bench {
                 name: "bytes".into(),
                 column: "features".into(),
                 shape: None,
+                padding_mask: false,
             }],
             output: self.path("published"),
         }

@@ -155,6 +155,7 @@ fn inputs(spec: &ModelOptimizationSpec) -> Vec<InputBinding> {
         name: input.name.clone(),
         column: input.column.clone(),
         shape: input.shape.clone(),
+        padding_mask: input.padding_mask,
     };
     spec.data.inputs.iter().map(bind).collect()
 }

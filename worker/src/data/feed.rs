@@ -3,6 +3,8 @@
 //! Decides how rows become batches of a model's declared shape and refuses what does not fit, naming both sides. Rows of
 //! different lengths are never padded: a batch ends where the next row is shorter or longer.
 
+mod padding;
+
 use std::ops::Range;
 use std::path::Path;
 
@@ -52,8 +54,20 @@ fn unusable(input: &str, problem: &str) -> Failure {
 #[derive(Debug)]
 pub struct Feed {
     staged: Staged,
-    bound: Vec<(Input, usize)>,
+    bound: Vec<Bound>,
     most: usize,
+    /// Positions of each row that are no padding; empty where rows are fed whole.
+    lengths: Vec<usize>,
+}
+
+/// An input and the column that feeds it.
+#[derive(Debug)]
+struct Bound {
+    input: Input,
+    /// Number of the staged column.
+    index: usize,
+    /// Dimension along which rows are cut to their lengths, if they are.
+    axis: Option<usize>,
 }
 
 impl Feed {
@@ -75,38 +89,48 @@ impl Feed {
             })?;
             let source = &staged.header.inputs[index];
             most = most.min(batch_limit(&input, source)?);
-            bound.push((input, index));
+            bound.push(Bound {
+                input,
+                index,
+                axis: None,
+            });
         }
         if let Some(extra) = staged
             .header
             .inputs
             .iter()
-            .find(|source| !bound.iter().any(|(input, _)| input.name == source.input))
+            .find(|source| !bound.iter().any(|bound| bound.input.name == source.input))
         {
-            let names: Vec<&str> = bound.iter().map(|(input, _)| input.name.as_str()).collect();
+            let names: Vec<&str> = bound.iter().map(|bound| bound.input.name.as_str()).collect();
             return Err(binding(
                 extra,
                 format!("the model has no such input; it takes {}", names.join(", ")),
             )
             .into());
         }
-        let feed = Self { staged, bound, most };
+        let feed = Self {
+            staged,
+            bound,
+            most,
+            lengths: Vec::new(),
+        };
         feed.check_rows()?;
         Ok(feed)
     }
 
     /// Every row fits its input, and inputs that share a free dimension agree on its size.
     fn check_rows(&self) -> Result<(), Error> {
-        for (input, index) in &self.bound {
+        for Bound { input, index, .. } in &self.bound {
             let source = &self.staged.header.inputs[*index];
             if source.shape.is_some() {
                 shape(input, source, self.staged.width(*index, 0), 1).map_err(|problem| binding(source, problem))?;
                 continue;
             }
             let own_free = free(input);
-            let partner = self.bound.iter().find_map(|(other, index)| {
+            let partner = self.bound.iter().find_map(|bound| {
+                let other = &bound.input;
                 let (name, axis) = free(other).filter(|_| other.name != input.name)?;
-                (own_free?.0 == name).then_some((other, axis, *index))
+                (own_free?.0 == name).then_some((other, axis, bound.index))
             });
             for row in 0..self.rows() {
                 let wrong = |problem| Error::Value {
@@ -139,8 +163,11 @@ impl Feed {
 
     /// Whether two rows can be in one batch.
     fn alike(&self, one: u64, other: u64) -> bool {
-        let mut indices = self.bound.iter().map(|(_, index)| *index);
-        indices.all(|index| self.staged.width(index, one) == self.staged.width(index, other))
+        let width = |bound: &Bound, row| match bound.axis {
+            None => self.staged.width(bound.index, row),
+            Some(_) => self.length(row),
+        };
+        self.bound.iter().all(|bound| width(bound, one) == width(bound, other))
     }
 
     /// Number of rows.
@@ -157,10 +184,18 @@ impl Feed {
     pub fn tensors(&self, rows: Range<u64>) -> Result<Vec<Tensor>, Error> {
         let count = usize::try_from(rows.end - rows.start).unwrap_or(0);
         let mut tensors = Vec::with_capacity(self.bound.len());
-        for (input, index) in &self.bound {
+        for bound in &self.bound {
+            let Bound { input, index, .. } = bound;
             let source = &self.staged.header.inputs[*index];
-            let width = self.staged.width(*index, rows.start);
-            let bytes = self.staged.rows(*index, rows.clone())?;
+            let (dims, bytes) = match bound.axis {
+                None => {
+                    let dims = shape(input, source, self.staged.width(*index, rows.start), count);
+                    let dims = dims.map_err(|problem| binding(source, problem))?;
+                    (dims, self.staged.rows(*index, rows.clone())?)
+                }
+                Some(axis) => self.cut(bound, axis, rows.clone())?,
+            };
+            let width: usize = dims.iter().skip(1).product();
             let bytes = number::convert(source.number, bytes, input.element).map_err(|(at, value)| Error::Value {
                 column: source.column.clone(),
                 row: rows.start + (at / width.max(1)) as u64,
@@ -171,7 +206,6 @@ impl Feed {
                     input.element
                 ),
             })?;
-            let dims = shape(input, source, width, count).map_err(|problem| binding(source, problem))?;
             let tensor = Tensor::new(&input.name, input.element, &dims, bytes);
             tensors.push(tensor.map_err(|error| binding(source, error.to_string()))?);
         }

@@ -12,9 +12,9 @@ fn staged(number: Number, shape: Vec<usize>, rows: u64, bytes: &[u8]) -> tempfil
 }
 
 /// Columns as they are staged: input, type, shape where all rows have one, numbers, and where rows end.
-type Staging<'s> = (&'s str, Number, Option<Vec<usize>>, &'s [u8], Vec<usize>);
+pub(super) type Staging<'s> = (&'s str, Number, Option<Vec<usize>>, &'s [u8], Vec<usize>);
 
-fn folder_of(columns: Vec<Staging<'_>>) -> tempfile::TempDir {
+pub(super) fn folder_of(columns: Vec<Staging<'_>>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut header = Header {
         rows: columns[0].4.len() as u64,
@@ -45,7 +45,7 @@ fn takes(element: ElementType, dims: Option<Vec<Dim>>) -> Vec<Input> {
     }]
 }
 
-fn batch() -> Dim {
+pub(super) fn batch() -> Dim {
     Dim::Named("N".into())
 }
 

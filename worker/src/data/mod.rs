@@ -14,7 +14,7 @@ pub use self::column::Number;
 pub use self::error::Error;
 pub use self::feed::{Feed, Input, inputs_of};
 pub use self::overlap::Fingerprints;
-pub use self::parquet::{Split, fingerprints, row_shapes, split};
+pub use self::parquet::{Split, fingerprints, padding_mask, row_shapes, split};
 pub use self::staged::{Header, Staged, StagedInput, read_labels};
 
 #[cfg(test)]

@@ -112,6 +112,21 @@ pub fn row_shapes(inputs: &[InputBinding]) -> RowShapes {
         .collect()
 }
 
+/// The input that says what of the rows is padding, if one does.
+pub fn padding_mask(inputs: &[InputBinding]) -> Result<Option<&str>, Error> {
+    let mut masks = inputs.iter().filter(|input| input.padding_mask);
+    let mask = masks.next();
+    match masks.next() {
+        None => Ok(mask.map(|mask| mask.name.as_str())),
+        Some(second) => Err(Error::Binding {
+            input: second.name.clone(),
+            column: second.column.clone(),
+            problem: "it is a second padding mask, and at most one input is: remove paddingMask from the others"
+                .to_owned(),
+        }),
+    }
+}
+
 /// Fingerprints of every row's bound columns.
 pub fn fingerprints(parquet: &Path, inputs: &[InputBinding]) -> Result<Fingerprints, Failure> {
     let mut source = Source::open(parquet, inputs, None)?;

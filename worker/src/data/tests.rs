@@ -34,6 +34,7 @@ fn bound() -> Vec<InputBinding> {
         name: "bytes".into(),
         column: "features".into(),
         shape: None,
+        padding_mask: false,
     }]
 }
 
@@ -197,6 +198,7 @@ fn a_label_that_is_an_input_is_refused() {
         name: "bytes".into(),
         column: "label".into(),
         shape: None,
+        padding_mask: false,
     }];
     let labels = folder.dir.path().join("labels");
     let into = folder.dir.path().join("inputs");
@@ -212,6 +214,26 @@ fn a_label_that_is_an_input_is_refused() {
             .unwrap_err()
             .message
             .contains("also the label")
+    );
+}
+
+#[test]
+fn one_input_at_most_is_the_padding_mask() {
+    let input = |name: &str, padding_mask| InputBinding {
+        name: name.into(),
+        column: name.into(),
+        padding_mask,
+        ..InputBinding::default()
+    };
+    assert_eq!(padding_mask(&[input("ids", false)]).unwrap(), None);
+    let one = [input("ids", false), input("mask", true)];
+    assert_eq!(padding_mask(&one).unwrap(), Some("mask"));
+    let refused = padding_mask(&[input("ids", true), input("mask", true)]).unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("input `mask` (column `mask`): it is a second padding mask"),
+        "{refused}"
     );
 }
 

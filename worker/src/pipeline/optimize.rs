@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{stage::DIGEST, techniques};
 use crate::calibrate::{self, DataError};
-use crate::data::{self, Feed, inputs_of, row_shapes};
+use crate::data::{self, Feed, inputs_of, padding_mask, row_shapes};
 use crate::deadline::Start;
 use crate::failure::{Failure, Result, bug, disk, refused};
 use crate::layout::{Layout, clear, read_note, write_note};
@@ -105,7 +105,7 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     write_note(&out.join(NOTE), &note)
 }
 
-/// Calibration rows, bound to the model's inputs; none where no stage needs any and the user gave none.
+/// Calibration rows, bound to the model's inputs and without padding; none where no stage needs any and the user gave none.
 fn feed(
     plan: &MakePlan,
     layout: &Layout,
@@ -118,7 +118,11 @@ fn feed(
     }
     let mut model = onnx::read(source, limits).map_err(|error| model_failure("baseline", &error))?;
     onnx::free_dimensions(&mut model, &given.shapes).map_err(|error| shape_failure("baseline", &error))?;
-    Feed::open(&layout.inputs(), inputs_of(&model)?).map(Some)
+    let feed = Feed::open(&layout.inputs(), inputs_of(&model)?)?;
+    match padding_mask(&plan.inputs)? {
+        Some(mask) => feed.without_padding(mask).map(Some),
+        None => Ok(Some(feed)),
+    }
 }
 
 fn progress(step: Step) {
