@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// Threads of a model [default: whole cores of the environment's CPU limit; else all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     threads: Option<u32>,
+    /// Folder where ranges found by calibration are kept, and found again by a run with the same model, data and settings; made if missing
+    #[arg(long, value_name = "DIR")]
+    calibration_tables: Option<PathBuf>,
     /// Print the result as JSON instead of a table
     #[arg(long)]
     json: bool,

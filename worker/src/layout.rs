@@ -18,6 +18,9 @@ const MAX_PLAN_BYTES: u64 = 64 * 1024;
 /// Most bytes of a note that one container leaves for the next.
 const MAX_NOTE_BYTES: u64 = 4 * 1024 * 1024;
 
+/// Name of the folder of calibration tables.
+const TABLES: &str = "tables";
+
 /// The folders that the containers of one job share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -69,6 +72,11 @@ impl Layout {
     /// The optimized model and the optimizer's notes.
     pub fn out(&self) -> PathBuf {
         self.root.join(paths::OUT)
+    }
+
+    /// Calibration tables from earlier runs, and for later ones; only where a local run put the folder there.
+    pub fn tables(&self) -> PathBuf {
+        self.root.join(TABLES)
     }
 
     /// Predictions and timings.

@@ -87,11 +87,13 @@ pub struct Request<'r> {
     pub limits: Limits,
 }
 
-/// What the user says of the samples.
+/// What the user says of the samples, and what is known of them from earlier runs.
 #[derive(Debug, Clone, Default)]
 pub struct Given {
     /// Shapes of rows, without the batch: what the model declares otherwise is freed.
     pub shapes: onnx::RowShapes,
+    /// Where ranges are looked up and kept; each stage calibrates where there is none.
+    pub tables: Option<calibrate::Tables>,
 }
 
 /// Where [`optimize`] is.
@@ -189,6 +191,7 @@ pub fn optimize_given(
             request,
             model,
             samples,
+            given.tables.as_ref(),
             &probe,
             &mut reference,
             &mut scratch,
@@ -220,6 +223,7 @@ fn make(
     request: &Request<'_>,
     mut model: Model,
     samples: Samples<'_>,
+    tables: Option<&calibrate::Tables>,
     probe: &[Tensor],
     reference: &mut Reference<'_>,
     scratch: &mut Scratch,
@@ -246,6 +250,7 @@ fn make(
             runtime,
             threads: request.threads,
             samples,
+            tables,
             probe,
             progress: &mut told,
         };
@@ -338,5 +343,7 @@ fn total_bytes(model: &Model, path: &Path) -> Result<u64, Error> {
 mod given_tests;
 #[cfg(test)]
 mod padding_tests;
+#[cfg(test)]
+mod table_tests;
 #[cfg(test)]
 mod tests;

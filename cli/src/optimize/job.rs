@@ -54,6 +54,8 @@ pub(super) struct Jobs {
     /// Credentials for registries: the text of a `config.json`.
     credentials: Option<Vec<u8>>,
     threads: Option<u32>,
+    /// Folder of calibration tables.
+    tables: Option<PathBuf>,
     settings: Settings,
     run: Run,
     verbose: bool,
@@ -95,6 +97,7 @@ impl Jobs {
             library,
             credentials: options.access.text()?,
             threads: options.threads,
+            tables: options.calibration_tables.as_deref().map(tables).transpose()?,
             run: Run {
                 uid,
                 generation: 1,
@@ -179,7 +182,7 @@ impl Jobs {
         anyhow::bail!("{step} has no roles")
     }
 
-    /// Plan and credentials, where the worker looks for them.
+    /// Plan, credentials and calibration tables, where the worker looks for them.
     fn furnish(&self, layout: &Layout, plan: &[u8]) -> Result<()> {
         let write = |path: &Path, bytes: &[u8]| -> Result<()> {
             let parent = path.parent().context("a path without a folder")?;
@@ -187,6 +190,10 @@ impl Jobs {
             std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
         };
         write(&layout.plan(), plan)?;
+        if let Some(tables) = &self.tables {
+            let link = layout.tables();
+            std::os::unix::fs::symlink(tables, &link).with_context(|| format!("link {}", link.display()))?;
+        }
         if let Some(credentials) = &self.credentials {
             write(&layout.pull_secret().join(CREDENTIALS), credentials)?;
             write(&layout.push_secret().join(CREDENTIALS), credentials)?;
@@ -240,6 +247,13 @@ impl Jobs {
             took: began.elapsed(),
         })
     }
+}
+
+/// The folder of calibration tables, made if it is missing.
+fn tables(folder: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder).with_context(|| format!("--calibration-tables: create {}", folder.display()))?;
+    // Workers run in folders of their own.
+    Ok(std::path::absolute(folder)?)
 }
 
 /// Its output, as far as a report may be long, and its status.

@@ -65,6 +65,26 @@ fn a_selected_candidate_has_evidence_that_holds_for_it_and_for_nothing_else() {
 }
 
 #[test]
+fn ranges_are_kept_and_found_again_where_the_user_says() {
+    let scene = Scene::new(|_| {});
+    let (file, tables) = (scene.path("mopt.yaml"), scene.path("made/tables"));
+    let [file, folder] = [&file, &tables].map(|path| path.to_str().unwrap());
+    let mut models = Vec::new();
+    for words in ["kept in calibration table", "are from calibration table"] {
+        let output = scene
+            .assayer(&["optimize", "-v", "-f", file, "--calibration-tables", folder])
+            .output()
+            .unwrap();
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert!(said.contains(words), "{words}: {said}");
+        assert_eq!(fs::read_dir(&tables).unwrap().count(), 1);
+        models.push(fs::read(scene.path("out/static-int8/magika.onnx")).unwrap());
+    }
+    assert!(models[0] == models[1], "the same bytes, calibrated or looked up");
+}
+
+#[test]
 fn a_missed_gate_rejects_with_number_and_limit_and_evidence_is_kept() {
     let scene = Scene::new(|manifest| {
         manifest["spec"]["gates"] = json!([{"name": "tiny", "metric": "artifactSize", "max": "1k"}]);

@@ -13,6 +13,7 @@ mod magnitudes;
 mod range;
 mod seen;
 mod squared_error;
+mod table;
 
 pub use self::{
     channels::{Channels, Ends},
@@ -20,6 +21,7 @@ pub use self::{
     histogram::Histogram,
     magnitudes::magnitudes,
     range::{Extent, Range},
+    table::{Key, Tables, Unused, load, save},
 };
 
 use self::seen::Seen;
@@ -47,6 +49,17 @@ pub enum Method {
 }
 
 impl Method {
+    /// Its name and its number, exactly.
+    fn spelled(self) -> String {
+        match self {
+            Self::MinMax => "MinMax".to_owned(),
+            Self::MovingAverage(constant) => format!("MovingAverage {constant}"),
+            Self::Entropy => "Entropy".to_owned(),
+            Self::Percentile(percentile) => format!("Percentile {percentile}"),
+            Self::MeanSquaredError => "MeanSquaredError".to_owned(),
+        }
+    }
+
     /// Refuses numbers outside their bounds.
     fn check(self) -> Result<(), Error> {
         match self {

@@ -13,6 +13,7 @@ use crate::mapped;
 use bytes::Bytes;
 use rayon::prelude::*;
 use rustix::fs::{Mode, OFlags};
+use sha2::{Digest as _, Sha256};
 use std::{
     fs::File,
     io::{self, Write as _},
@@ -105,6 +106,15 @@ fn within(value: u64, limits: &Limits) -> Result<(), Error> {
 /// Encodes a model into one piece of memory, weights included.
 pub fn to_bytes(model: &Model) -> Vec<u8> {
     encode::model(model, &Placement::new()).to_vec()
+}
+
+/// SHA-256 of a model's bytes with all weights inside, wherever they lie. Equal models have equal ones.
+pub fn sha256(model: &Model) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    encode::model(model, &Placement::new())
+        .chunks()
+        .for_each(|chunk| hash.update(chunk));
+    hash.finalize().into()
 }
 
 /// Encodes a model into one piece of memory, without the weights that still lie in the files beside it: a runtime finds them there.

@@ -33,7 +33,7 @@ pub use self::{
     check::check,
     element::ElementType,
     error::{Error, shown},
-    file::{Aside, Written, from_bytes, lay_aside, read, to_bytes, to_bytes_beside, write},
+    file::{Aside, Written, from_bytes, lay_aside, read, sha256, to_bytes, to_bytes_beside, write},
     free::{Mismatch, RowShapes, free_dimensions},
     index::{Index, Use, captured},
     limits::Limits,

@@ -53,6 +53,7 @@ fn a_model_of_a_fixed_batch_is_quantized_at_the_shape_of_the_data() {
     let (model, output) = (folder.path().join("fixed.onnx"), folder.path().join("candidate.onnx"));
     let given = Given {
         shapes: RowShapes::from([("x".to_owned(), vec![3, 24, 32])]),
+        ..Given::default()
     };
     let images: Vec<Vec<Tensor>> = (1..4)
         .map(|seed| vec![Tensor::floats("x", &[1, 3, 24, 32], &testing::noise(seed, 3 * 24 * 32)).unwrap()])

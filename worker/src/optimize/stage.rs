@@ -6,7 +6,7 @@ use super::{
     quantization::{Form, Quantization},
 };
 use crate::{
-    calibrate::{self, Batches, Learned, Method, Rows, Samples, Wanted},
+    calibrate::{self, Batches, Key, Learned, Method, Rows, Samples, Tables, Unused, Wanted},
     onnx::{Model, Tensor},
     passes::{
         self, Blocks, Choice, Format, Mode, Quantize, Recovery, Report, Simplify, Smoothing, choice, equalize, float16,
@@ -40,6 +40,8 @@ pub(super) struct Calibration<'r, 's, 'p> {
     pub(super) runtime: &'r Runtime,
     pub(super) threads: usize,
     pub(super) samples: Samples<'s>,
+    /// Where ranges are kept for the next run, and may lie from an earlier one.
+    pub(super) tables: Option<&'r Tables>,
     /// What the model is tried on where there are no samples.
     pub(super) probe: &'r [Tensor],
     pub(super) progress: &'p mut dyn FnMut(Step),
@@ -98,10 +100,21 @@ impl Stage {
                     Mode::Dynamic => Vec::new(),
                 };
                 let rows = rows_for(model, settings.recovery);
-                let learned = calibration.learn(model, &ranges, settings.calibration, &rows)?;
+                let (learned, told) = match calibration.tables {
+                    Some(tables) if rows.is_empty() && !ranges.is_empty() => {
+                        calibration.look_up(tables, model, &ranges, settings.calibration)?
+                    }
+                    _ => (
+                        calibration.learn(model, &ranges, settings.calibration, &rows)?,
+                        String::new(),
+                    ),
+                };
                 let form = Form::Integers(settings, &learned.ranges);
                 let grams = &learned.rows;
                 reports.extend(calibration.quantize(model, &Quantization { form, grams })?);
+                if let Some(report) = reports.iter_mut().find(|report| report.name == quantize_static::NAME) {
+                    report.tell(&told);
+                }
                 Ok(reports)
             }
             Self::Float16 => {
@@ -157,6 +170,46 @@ impl Calibration<'_, '_, '_> {
         }
         (self.progress)(Step::Quantize);
         Ok(learned)
+    }
+
+    /// Ranges from a table that an earlier run left for the same question; what one pass over the samples says where there is no sound
+    /// one, and a table for the next run. And where they come from, in words.
+    fn look_up<T: Rows + Send>(
+        &mut self,
+        tables: &Tables,
+        model: &Model,
+        ranges: &[String],
+        method: Method,
+    ) -> Result<(Learned<T>, String), Error> {
+        let machine = (self.runtime.build_info(), tables.instruction_set.as_str());
+        let key = Key::of(machine, model, ranges, method, &mut *(self.samples)())?;
+        let (digest, count) = (key.digest(), ranges.len());
+        let name = digest.short(12);
+        let unused = match calibrate::load(&tables.folder, &key, ranges) {
+            Ok(ranges) => {
+                // As many samples stand behind them, although none of them ran.
+                (self.progress)(Step::Calibrate(key.batches()));
+                (self.progress)(Step::Quantize);
+                let rows = BTreeMap::new();
+                let told = format!("{count} ranges are from calibration table {name}");
+                tracing::info!("{told}");
+                return Ok((Learned { ranges, rows }, told));
+            }
+            Err(unused) => unused,
+        };
+        let learned = self.learn(model, ranges, method, &[])?;
+        let told = match calibrate::save(&tables.folder, &key, &learned.ranges) {
+            Ok(()) => format!("{count} ranges are calibrated anew, and kept in calibration table {name}"),
+            Err(error) => {
+                format!("{count} ranges are calibrated anew; calibration table {name} is not written: {error}")
+            }
+        };
+        let told = match unused {
+            Unused::Absent => told,
+            unused => format!("{told}; the table that was there is not used: {unused}"),
+        };
+        tracing::info!("{told}");
+        Ok((learned, told))
     }
 
     /// Quantizes with as many products raised as the goal asks for.

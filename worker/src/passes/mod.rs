@@ -87,6 +87,14 @@ impl Report {
         }
     }
 
+    /// Adds to the note.
+    pub(crate) fn tell(&mut self, words: &str) {
+        if !(self.note.is_empty() || words.is_empty()) {
+            self.note.push_str("; ");
+        }
+        self.note.push_str(words);
+    }
+
     fn raise(&mut self, node: &onnx::Node, why: impl Into<String>) {
         if self.raised.len() < MOST_LISTED {
             self.raised.push(Left {

@@ -60,6 +60,7 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     let limits = Limits::default();
     let given = Given {
         shapes: row_shapes(&plan.inputs),
+        tables: tables(layout),
     };
     let feed = feed(plan, layout, &source, &limits, &given)?;
     let used = std::cell::Cell::new(0_u64);
@@ -123,6 +124,15 @@ fn feed(
         Some(mask) => feed.without_padding(mask).map(Some),
         None => Ok(Some(feed)),
     }
+}
+
+/// Tables from other runs are only for who has them on a machine of his own: nothing in a pod says who wrote them.
+fn tables(layout: &Layout) -> Option<calibrate::Tables> {
+    let folder = layout.tables();
+    (layout.is_local() && folder.is_dir()).then(|| calibrate::Tables {
+        folder,
+        instruction_set: machine::instruction_set().to_owned(),
+    })
 }
 
 fn progress(step: Step) {
