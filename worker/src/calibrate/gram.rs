@@ -4,7 +4,7 @@
 //! so that the sums depend neither on threads nor on how rows are batched.
 
 use super::Rows;
-use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
+use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
 /// Inputs whose products are summed by one task.
@@ -75,16 +75,14 @@ impl Rows for Gram {
 
     fn finish(&mut self) {
         let waiting = std::mem::take(&mut self.waiting);
-        let Ok(rows) = ArrayView2::from_shape((waiting.len() / self.size.max(1), self.size), &waiting) else {
-            return;
-        };
+        let size = self.size;
+        let rows = MatRef::from_row_major_slice(&waiting, waiting.len() / size.max(1), size);
         self.panels.par_iter_mut().enumerate().for_each(|(panel, sums)| {
             let from = panel * PANEL;
-            let to = (from + PANEL).min(self.size);
-            if let Ok(mut sums) = ArrayViewMut2::from_shape((to, to - from), sums) {
-                let (left, right) = (rows.slice(s![.., ..to]), rows.slice(s![.., from..to]));
-                general_mat_mul(1.0, &left.t(), &right, 1.0, &mut sums);
-            }
+            let to = (from + PANEL).min(size);
+            let sums = MatMut::from_row_major_slice_mut(sums, to, to - from);
+            let (left, right) = (rows.get(.., ..to), rows.get(.., from..to));
+            matmul(sums, Accum::Add, left.transpose(), right, 1.0, Par::Seq);
         });
     }
 }
@@ -121,10 +119,11 @@ impl Gram {
     }
 
     /// Mean, over rows, of the squared length of `x^T W`, with `W` of `columns` values for each input: `tr(W^T H W) / rows`.
-    pub fn power(&self, weights: &[f32], columns: usize) -> f64 {
-        let Ok(weights) = ArrayView2::from_shape((self.size, columns), weights) else {
+    pub fn power(&self, flat: &[f32], columns: usize) -> f64 {
+        if flat.len() != self.size * columns {
             return 0.0;
-        };
+        }
+        let weights = MatRef::from_row_major_slice(flat, self.size, columns);
         let sums: Vec<f64> = self
             .panels
             .par_iter()
@@ -132,21 +131,17 @@ impl Gram {
             .map(|(panel, sums)| {
                 let from = panel * PANEL;
                 let to = (from + PANEL).min(self.size);
-                let Ok(sums) = ArrayView2::from_shape((to, to - from), sums) else {
-                    return 0.0;
+                let sums = MatRef::from_row_major_slice(sums, to, to - from);
+                let mut products = vec![0.0_f32; to * columns];
+                let all = MatMut::from_row_major_slice_mut(&mut products, to, columns);
+                matmul(all, Accum::Replace, sums, weights.get(from..to, ..), 1.0, Par::Seq);
+                let dot = |rows: std::ops::Range<usize>| -> f64 {
+                    let left = &flat[rows.start * columns..rows.end * columns];
+                    let right = &products[rows.start * columns..rows.end * columns];
+                    left.iter().zip(right).map(|(l, r)| f64::from(*l) * f64::from(*r)).sum()
                 };
-                let dot = |left: usize, right: ArrayView2<'_, f32>| -> f64 {
-                    let left = weights.slice(s![left..left + right.nrows(), ..]);
-                    left.iter()
-                        .zip(&right)
-                        .map(|(l, r)| f64::from(*l) * f64::from(*r))
-                        .sum()
-                };
-                let own = weights.slice(s![from..to, ..]);
                 // What lies above the panel's square counts twice: it is the same below.
-                let above = sums.slice(s![..from, ..]).dot(&own);
-                let square = sums.slice(s![from.., ..]).dot(&own);
-                2.0 * dot(0, above.view()) + dot(from, square.view())
+                2.0 * dot(0..from) + dot(from..to)
             })
             .collect();
         sums.iter().sum::<f64>() / self.rows()

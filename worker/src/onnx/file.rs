@@ -252,8 +252,7 @@ fn replace(path: &Path, fill: impl FnOnce(&File) -> io::Result<u64>) -> Result<u
     };
     let partial = path.with_added_extension("partial");
     let write = || -> io::Result<u64> {
-        let file = File::create(&partial)?;
-        let bytes = fill(&file)?;
+        let bytes = fill(&File::create(&partial)?)?;
         std::fs::rename(&partial, path)?;
         Ok(bytes)
     };

@@ -13,7 +13,7 @@
 
 use super::blocks::Steps;
 use crate::calibrate::{Gram, Rows as _};
-use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
+use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
 /// Share of the mean diagonal that is added to every diagonal entry, so that inputs that always go together can be told apart.
@@ -138,13 +138,10 @@ impl Factor {
 /// `carried = factors[.., ..from] errors`, with `factors` rows of `size`, and `rows` values for each position of the other two.
 fn carry(factors: &[f32], size: usize, errors: &[f32], carried: &mut [f32], from: usize, rows: usize) {
     let count = factors.len() / size;
-    if let (Ok(factors), Ok(errors), Ok(mut carried)) = (
-        ArrayView2::from_shape((count, size), factors),
-        ArrayView2::from_shape((from, rows), errors),
-        ArrayViewMut2::from_shape((count, rows), carried),
-    ) {
-        general_mat_mul(1.0, &factors.slice(s![.., ..from]), &errors, 0.0, &mut carried);
-    }
+    let factors = MatRef::from_row_major_slice(factors, count, size);
+    let errors = MatRef::from_row_major_slice(errors, from, rows);
+    let carried = MatMut::from_row_major_slice_mut(carried, count, rows);
+    matmul(carried, Accum::Replace, factors.get(.., ..from), errors, 1.0, Par::Seq);
 }
 
 /// Replaces the lower half of a symmetric matrix by `L` with `L L^T` = the matrix; false where it is not positive definite.
@@ -178,15 +175,14 @@ fn cholesky(matrix: &mut [f64], size: usize) -> bool {
             .chunks_exact(size)
             .flat_map(|row| row[from..to].iter().copied())
             .collect();
-        let finished = ArrayView2::from_shape((size - to, width), &finished);
+        let finished = MatRef::from_row_major_slice(&finished, size - to, width);
         rest.par_chunks_mut(TALL * size).enumerate().for_each(|(part, rows)| {
             let (first, count) = (part * TALL, rows.len() / size);
-            if let (Ok(finished), Ok(mut rows)) = (&finished, ArrayViewMut2::from_shape((count, size), rows)) {
-                let own = finished.slice(s![first..first + count, ..]);
-                let others = finished.slice(s![..first + count, ..]);
-                let mut below = rows.slice_mut(s![.., to..to + first + count]);
-                general_mat_mul(-1.0, &own, &others.t(), 1.0, &mut below);
-            }
+            let own = finished.get(first..first + count, ..);
+            let others = finished.get(..first + count, ..);
+            let rows = MatMut::from_row_major_slice_mut(rows, count, size);
+            let below = rows.get_mut(.., to..to + first + count);
+            matmul(below, Accum::Add, own, others.transpose(), -1.0, Par::Seq);
         });
     }
     true
