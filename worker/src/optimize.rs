@@ -85,6 +85,8 @@ pub struct Request<'r> {
     pub threads: usize,
     /// Bounds on the model.
     pub limits: Limits,
+    /// What is known of the samples beforehand.
+    pub given: Given,
 }
 
 /// What the user says of the samples.
@@ -147,17 +149,7 @@ pub fn optimize(
     samples: Samples<'_>,
     progress: &mut dyn FnMut(Step),
 ) -> Result<OptimizeReport, Error> {
-    optimize_given(runtime, request, &Given::default(), samples, progress)
-}
-
-/// Makes one candidate, as [`optimize`] does, for samples of which something is given.
-pub fn optimize_given(
-    runtime: &Runtime,
-    request: &Request<'_>,
-    given: &Given,
-    samples: Samples<'_>,
-    progress: &mut dyn FnMut(Step),
-) -> Result<OptimizeReport, Error> {
+    let given = &request.given;
     progress(Step::Read);
     let mut model = onnx::read(request.model, &request.limits)?;
     onnx::check(&model, &request.limits)?;

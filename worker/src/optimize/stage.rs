@@ -167,15 +167,18 @@ impl Calibration<'_, '_, '_> {
         let Some(goal) = raise.goal else {
             return Ok(quantization.apply(model, Some((&worst, worst.count())))?);
         };
-        let float = model.clone();
+        let float = &*model;
         let settled = goal::fewest(goal, worst.count(), |count| {
             let mut tried = float.clone();
-            quantization.apply(&mut tried, Some((&worst, count)))?;
-            likeness(self.runtime, self.threads, (&float, &tried), &mut *(self.samples)())
+            let reports = quantization.apply(&mut tried, Some((&worst, count)))?;
+            let alike = likeness(self.runtime, self.threads, (float, &tried), &mut *(self.samples)())?;
+            Ok::<_, Error>(((tried, reports), alike))
         })?;
-        let mut reports = quantization.apply(model, Some((&worst, settled.count)))?;
+        let note = settled.told(goal, worst.count());
+        let (chosen, mut reports) = settled.made;
+        *model = chosen;
         if let Some(report) = reports.first_mut() {
-            report.note = settled.told(goal, worst.count());
+            report.note = note;
         }
         Ok(reports)
     }

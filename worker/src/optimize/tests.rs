@@ -55,6 +55,7 @@ fn make_stages(stages: &[Stage], threads: usize, output: &Path) -> Result<Optimi
         stages,
         threads,
         limits: Limits::default(),
+        given: Given::default(),
     };
     let batches = samples();
     optimize(
@@ -212,6 +213,7 @@ fn dynamic_stages_need_no_data() {
         stages: &[Stage::Quantize(settings.clone())],
         threads: 1,
         limits: Limits::default(),
+        given: Given::default(),
     };
     let report = optimize(
         &testing::runtime(),
@@ -298,6 +300,7 @@ fn settings_that_make_no_sense_and_missing_data_are_refused() {
         stages: &[Stage::Quantize(Quantize::default())],
         threads: 1,
         limits: Limits::default(),
+        given: Given::default(),
     };
     let runtime = testing::runtime();
     let error = optimize(&runtime, &request, &|| Box::new(std::iter::empty()), &mut |_| {}).unwrap_err();
@@ -346,6 +349,7 @@ fn precision_is_raised_until_the_goal_is_reached_and_the_best_is_kept_when_it_is
             stages: &[Stage::QuantizeBlocks(settings)],
             threads: 1,
             limits: Limits::default(),
+            given: Given::default(),
         };
         let batch = |seed| Ok(vec![Tensor::floats("x", &[4, 64], &testing::noise(seed, 256)).unwrap()]);
         let report = optimize(
@@ -414,6 +418,7 @@ fn the_real_model_in_sixteen_bits_is_half_and_agrees_with_and_without_data() {
             stages: &[Stage::Float16],
             threads: 1,
             limits: Limits::default(),
+            given: Given::default(),
         };
         let open = || -> Box<dyn Iterator<Item = _>> { Box::new(batches.iter().take(given).cloned().map(Ok)) };
         let report = optimize(&testing::runtime(), &request, &open, &mut |_| {}).unwrap();

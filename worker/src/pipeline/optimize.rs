@@ -82,9 +82,9 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         stages: &stages,
         threads: threads as usize,
         limits,
+        given,
     };
-    let report =
-        optimize::optimize_given(&runtime, &request, &given, &open, &mut progress).map_err(|error| failure(&error))?;
+    let report = optimize::optimize(&runtime, &request, &open, &mut progress).map_err(|error| failure(&error))?;
     let made = storage::list(&folder, storage::Limits::default())?;
     let note = OptimizeNote {
         runtime: describe(provider::version(&runtime), threads),
