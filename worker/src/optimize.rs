@@ -10,7 +10,7 @@ mod reference;
 mod scratch;
 mod stage;
 
-pub use stage::Stage;
+pub use stage::{Chosen, Stage};
 
 use crate::{
     calibrate::{self, DataError, Samples},
@@ -122,6 +122,8 @@ pub struct OptimizeReport {
     pub opset_after: i64,
     /// Every pass in order.
     pub passes: Vec<Report>,
+    /// What each stage that quantizes chose, in order.
+    pub chosen: Vec<Chosen>,
     /// Bytes of the baseline, external data included.
     pub bytes_before: u64,
     /// Bytes of the candidate, external data included.
@@ -223,7 +225,7 @@ fn make(
         stages,
         mut reports,
     } = simplify(&mut model, request)?;
-    let mut done = 0;
+    let (mut done, mut chosen) = (0, Vec::new());
     for stage in stages {
         if stage.runs() {
             reference.wait()?;
@@ -241,7 +243,9 @@ fn make(
             probe,
             progress: &mut told,
         };
-        reports.extend(stage.apply(&mut model, &mut calibration)?);
+        let applied = stage.apply(&mut model, &mut calibration)?;
+        reports.extend(applied.reports);
+        chosen.extend(applied.chosen);
         onnx::check(&model, &request.limits)?;
     }
 
@@ -267,6 +271,7 @@ fn make(
         opset_before: upgraded.before,
         opset_after: upgraded.after,
         passes: reports,
+        chosen,
         bytes_before: 0,
         bytes_after: written.bytes,
         nodes_before: 0,

@@ -9,7 +9,7 @@ use crate::{
     calibrate::{self, Batches, Learned, Method, Rows, Samples, Wanted},
     onnx::{Model, Tensor},
     passes::{
-        self, Blocks, Choice, Format, Mode, Quantize, Recovery, Report, Simplify, Smoothing, choice, equalize, float16,
+        self, Blocks, Choice, Format, Mode, Quantize, Raise, Recovery, Report, Simplify, Smoothing, choice, equalize, float16,
         quantize_static, quantize_tables, smooth,
     },
     session::Runtime,
@@ -33,6 +33,31 @@ pub enum Stage {
     QuantizeBlocks(Blocks),
     /// Keep weights, and compute, in 16-bit floats.
     Float16,
+}
+
+/// What a stage that quantizes chose by what it measured, in patterns that choose the same again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Chosen {
+    /// Matrix products that were raised.
+    pub raised: Vec<String>,
+}
+
+/// What came of a stage.
+#[derive(Debug)]
+pub(super) struct Applied {
+    /// One for each pass that ran.
+    pub(super) reports: Vec<Report>,
+    /// Of stages that quantize.
+    pub(super) chosen: Option<Chosen>,
+}
+
+impl Applied {
+    fn plain(report: Report) -> Self {
+        Self {
+            reports: vec![report],
+            chosen: None,
+        }
+    }
 }
 
 /// What a stage can calibrate with.
@@ -67,13 +92,13 @@ impl Stage {
         matches!(self, Self::Quantize(settings) if settings.format == Format::Qdq)
     }
 
-    /// Changes the model; one report for each pass that ran.
+    /// Changes the model.
     pub(super) fn apply(
         &self,
         model: &mut Model,
         calibration: &mut Calibration<'_, '_, '_>,
-    ) -> Result<Vec<Report>, Error> {
-        let reports = match self {
+    ) -> Result<Applied, Error> {
+        let applied = match self {
             Self::Simplify(_) => {
                 return Err(passes::Error::Setting {
                     pass: "simplify",
@@ -83,26 +108,27 @@ impl Stage {
                 }
                 .into());
             }
-            Self::Choose(choice) => return Ok(vec![choice.pin(model)?]),
+            Self::Choose(choice) => return Ok(Applied::plain(choice.pin(model)?)),
             Self::Smooth(settings) => {
                 let rows = passes::product_inputs(model);
                 let seen = calibration.learn(model, &[], Method::MinMax, &rows)?;
-                Ok(vec![smooth::apply(model, *settings, &seen.rows)?])
+                Applied::plain(smooth::apply(model, *settings, &seen.rows)?)
             }
-            Self::Equalize => Ok(vec![equalize::apply(model)?]),
+            Self::Equalize => Applied::plain(equalize::apply(model)?),
             Self::Quantize(settings) => {
                 // First: calibration then sees the activations that rounded rows give.
-                let mut reports = vec![quantize_tables::apply(model)?];
+                let tables = quantize_tables::apply(model)?;
                 let ranges = match settings.mode {
                     Mode::Static => quantize_static::taps(model),
                     Mode::Dynamic => Vec::new(),
                 };
-                let rows = rows_for(model, settings.recovery);
+                let rows = rows_for(model, &settings.recovery);
                 let learned = calibration.learn(model, &ranges, settings.calibration, &rows)?;
                 let form = Form::Integers(settings, &learned.ranges);
                 let grams = &learned.rows;
-                reports.extend(calibration.quantize(model, &Quantization { form, grams })?);
-                Ok(reports)
+                let mut applied = calibration.quantize(model, &Quantization { form, grams })?;
+                applied.reports.insert(0, tables);
+                applied
             }
             Self::Float16 => {
                 let probe = calibration.probe;
@@ -113,22 +139,25 @@ impl Stage {
                 let mut told = |done| (calibration.progress)(Step::Calibrate(done));
                 let seen = calibrate::magnitudes(calibration.runtime, calibration.threads, model, batches, &mut told)?;
                 (calibration.progress)(Step::Quantize);
-                Ok(vec![float16::apply(model, &seen)?])
+                Applied {
+                    chosen: Some(Chosen::default()),
+                    ..Applied::plain(float16::apply(model, &seen)?)
+                }
             }
             Self::QuantizeBlocks(settings) => {
-                let rows = rows_for(model, settings.recovery);
+                let rows = rows_for(model, &settings.recovery);
                 let grams = &calibration.learn(model, &[], Method::MinMax, &rows)?.rows;
                 let form = Form::Blocks(settings);
-                calibration.quantize(model, &Quantization { form, grams })
+                calibration.quantize(model, &Quantization { form, grams })?
             }
         };
         choice::unpin(model);
-        reports
+        Ok(applied)
     }
 }
 
 /// Inputs of products that `recovery` must know more of.
-fn rows_for(model: &Model, recovery: Recovery) -> Vec<String> {
+fn rows_for(model: &Model, recovery: &Recovery) -> Vec<String> {
     if recovery.calibrates() {
         passes::product_inputs(model)
     } else {
@@ -160,26 +189,32 @@ impl Calibration<'_, '_, '_> {
     }
 
     /// Quantizes with as many products raised as the goal asks for.
-    fn quantize(&mut self, model: &mut Model, quantization: &Quantization<'_>) -> Result<Vec<Report>, Error> {
-        let (Some(worst), Some(raise)) = (quantization.worst(model)?, quantization.recovery().raise) else {
-            return Ok(quantization.apply(model, None)?);
+    fn quantize(&mut self, model: &mut Model, quantization: &Quantization<'_>) -> Result<Applied, Error> {
+        let applied = |reports, raised| Applied {
+            reports,
+            chosen: Some(Chosen { raised }),
         };
-        let Some(goal) = raise.goal else {
-            return Ok(quantization.apply(model, Some((&worst, worst.count())))?);
+        let Some(products) = quantization.products(model)? else {
+            return Ok(applied(quantization.apply(model, None)?, Vec::new()));
+        };
+        let most = products.count();
+        let Some(Raise::Worst { goal: Some(goal), .. }) = quantization.recovery().raise else {
+            let reports = quantization.apply(model, Some((&products, most)))?;
+            return Ok(applied(reports, products.words(most)));
         };
         let float = &*model;
-        let settled = goal::fewest(goal, worst.count(), |count| {
+        let settled = goal::fewest(goal, most, |count| {
             let mut tried = float.clone();
-            let reports = quantization.apply(&mut tried, Some((&worst, count)))?;
+            let reports = quantization.apply(&mut tried, Some((&products, count)))?;
             let alike = likeness(self.runtime, self.threads, (float, &tried), &mut *(self.samples)())?;
             Ok::<_, Error>(((tried, reports), alike))
         })?;
-        let note = settled.told(goal, worst.count());
+        let (note, raised) = (settled.told(goal, most), products.words(settled.count));
         let (chosen, mut reports) = settled.made;
         *model = chosen;
         if let Some(report) = reports.first_mut() {
             report.note = note;
         }
-        Ok(reports)
+        Ok(applied(reports, raised))
     }
 }

@@ -137,9 +137,12 @@ fn the_real_model_in_blocks_is_small_and_agrees() {
     let held_out: Vec<Vec<Tensor>> = samples().split_off(12);
     let baseline = top(&testing::magika(), &held_out);
     let plain = Recovery::default();
-    let gptq = Recovery { gptq: true, ..plain };
+    let gptq = Recovery {
+        gptq: true,
+        ..plain.clone()
+    };
     for (bits, recovery, least) in [
-        (Bits::Eight, plain, 98),
+        (Bits::Eight, plain.clone(), 98),
         (Bits::Four, plain, 90),
         (Bits::Four, gptq, 90),
     ] {
@@ -147,7 +150,7 @@ fn the_real_model_in_blocks_is_small_and_agrees() {
         let stages = [Stage::QuantizeBlocks(Blocks {
             bits,
             size: 32,
-            recovery,
+            recovery: recovery.clone(),
         })];
         let report = make_stages(&stages, 1, &output).unwrap();
         let pass = |name| report.passes.iter().find(|pass| pass.name == name);
@@ -252,12 +255,12 @@ fn equal_inputs_give_equal_bytes_at_any_number_of_threads() {
     let four = Blocks {
         bits: Bits::Four,
         size: 32,
-        recovery: gptq,
+        recovery: gptq.clone(),
     };
     for stages in [
-        vec![quantize(Method::MinMax, Granularity::PerTensor, plain)],
-        vec![quantize(Method::MovingAverage(0.1), Granularity::PerTensor, plain)],
-        vec![quantize(Method::Percentile(99.99), Granularity::PerTensor, plain)],
+        vec![quantize(Method::MinMax, Granularity::PerTensor, plain.clone())],
+        vec![quantize(Method::MovingAverage(0.1), Granularity::PerTensor, plain.clone())],
+        vec![quantize(Method::Percentile(99.99), Granularity::PerTensor, plain.clone())],
         vec![quantize(Method::MeanSquaredError, Granularity::PerTensor, plain)],
         vec![quantize(Method::Entropy, Granularity::PerChannel, gptq)],
         vec![Stage::QuantizeBlocks(four)],
@@ -339,7 +342,7 @@ fn precision_is_raised_until_the_goal_is_reached_and_the_best_is_kept_when_it_is
             bits: Bits::Four,
             size: 32,
             recovery: Recovery {
-                raise: Some(Raise { share: 0.8, goal }),
+                raise: Some(Raise::Worst { share: 0.8, goal }),
                 ..Recovery::default()
             },
         };

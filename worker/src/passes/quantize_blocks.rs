@@ -19,7 +19,7 @@ const NAME: &str = "quantize-blocks";
 const SHORTEST: usize = 16;
 
 /// How weights are cut and kept.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Blocks {
     /// Bits of a weight.
     pub bits: Bits,
@@ -224,13 +224,13 @@ mod tests {
             gptq: true,
             ..Recovery::default()
         };
+        let none = std::collections::BTreeMap::new();
+        let mut recovering = Recovering::new(&recovery, &none);
         let settings = Blocks {
             bits: Bits::Four,
             size: 32,
             recovery,
         };
-        let none = std::collections::BTreeMap::new();
-        let mut recovering = Recovering::new(recovery, &none);
         apply(&mut language(), &settings, &mut recovering).unwrap();
         let error = recovering.finish().unwrap_err().to_string();
         assert!(error.contains("gptq changed nothing"), "{error}");
