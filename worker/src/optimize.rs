@@ -4,6 +4,8 @@
 //! the instruction set. A candidate that ONNX Runtime does not load and run is an error, not a result.
 
 mod goal;
+mod integers;
+mod kernels;
 mod likeness;
 mod quantization;
 mod reference;
@@ -237,6 +239,8 @@ fn make(
             progress(step);
         };
         let mut calibration = Calibration {
+            scratch: &request.output.with_added_extension("optimized"),
+            limits: &request.limits,
             runtime,
             threads: request.threads,
             samples,

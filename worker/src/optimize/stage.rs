@@ -7,14 +7,14 @@ use super::{
 };
 use crate::{
     calibrate::{self, Batches, Learned, Method, Rows, Samples, Wanted},
-    onnx::{Model, Tensor},
+    onnx::{Limits, Model, Tensor},
     passes::{
         self, Blocks, Choice, Format, Mode, Quantize, Raise, Recovery, Report, Simplify, Smoothing, choice, equalize, float16,
-        quantize_static, quantize_tables, smooth,
+        smooth,
     },
     session::Runtime,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 /// One stage of a candidate.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +40,8 @@ pub enum Stage {
 pub struct Chosen {
     /// Matrix products that were raised.
     pub raised: Vec<String>,
+    /// Nodes that were left, although nobody asked for it.
+    pub left: Vec<String>,
 }
 
 /// What came of a stage.
@@ -62,6 +64,9 @@ impl Applied {
 
 /// What a stage can calibrate with.
 pub(super) struct Calibration<'r, 's, 'p> {
+    /// A file that may be written and is removed again.
+    pub(super) scratch: &'r Path,
+    pub(super) limits: &'r Limits,
     pub(super) runtime: &'r Runtime,
     pub(super) threads: usize,
     pub(super) samples: Samples<'s>,
@@ -115,21 +120,7 @@ impl Stage {
                 Applied::plain(smooth::apply(model, *settings, &seen.rows)?)
             }
             Self::Equalize => Applied::plain(equalize::apply(model)?),
-            Self::Quantize(settings) => {
-                // First: calibration then sees the activations that rounded rows give.
-                let tables = quantize_tables::apply(model)?;
-                let ranges = match settings.mode {
-                    Mode::Static => quantize_static::taps(model),
-                    Mode::Dynamic => Vec::new(),
-                };
-                let rows = rows_for(model, &settings.recovery);
-                let learned = calibration.learn(model, &ranges, settings.calibration, &rows)?;
-                let form = Form::Integers(settings, &learned.ranges);
-                let grams = &learned.rows;
-                let mut applied = calibration.quantize(model, &Quantization { form, grams })?;
-                applied.reports.insert(0, tables);
-                applied
-            }
+            Self::Quantize(settings) => calibration.integers(model, settings)?,
             Self::Float16 => {
                 let probe = calibration.probe;
                 let mut tried = std::iter::once_with(|| Ok::<_, calibrate::DataError>(probe.to_vec()));
@@ -157,7 +148,7 @@ impl Stage {
 }
 
 /// Inputs of products that `recovery` must know more of.
-fn rows_for(model: &Model, recovery: &Recovery) -> Vec<String> {
+pub(super) fn rows_for(model: &Model, recovery: &Recovery) -> Vec<String> {
     if recovery.calibrates() {
         passes::product_inputs(model)
     } else {
@@ -167,7 +158,7 @@ fn rows_for(model: &Model, recovery: &Recovery) -> Vec<String> {
 
 impl Calibration<'_, '_, '_> {
     /// What one pass over the samples says of `ranges` and `rows`; no pass where there is none of them.
-    fn learn<T: Rows + Send>(
+    pub(super) fn learn<T: Rows + Send>(
         &mut self,
         model: &Model,
         ranges: &[String],
@@ -189,10 +180,13 @@ impl Calibration<'_, '_, '_> {
     }
 
     /// Quantizes with as many products raised as the goal asks for.
-    fn quantize(&mut self, model: &mut Model, quantization: &Quantization<'_>) -> Result<Applied, Error> {
+    pub(super) fn quantize(&mut self, model: &mut Model, quantization: &Quantization<'_>) -> Result<Applied, Error> {
         let applied = |reports, raised| Applied {
             reports,
-            chosen: Some(Chosen { raised }),
+            chosen: Some(Chosen {
+                raised,
+                ..Chosen::default()
+            }),
         };
         let Some(products) = quantization.products(model)? else {
             return Ok(applied(quantization.apply(model, None)?, Vec::new()));

@@ -4,12 +4,12 @@
 
 use super::{Error, Report};
 use crate::onnx::{Graph, Model, Node, shown};
-use assayer_crds::stages::MAX_PATTERN;
+use assayer_crds::stages::{MAX_PATTERN, MAX_PATTERNS};
 use std::collections::{BTreeSet, HashMap};
 
 const NAME: &str = "choose-nodes";
-/// Why a pass left a node that is pinned.
-pub(super) const PINNED: &str = "quantize.only or quantize.except leaves it out";
+/// Why a node is pinned.
+const PINNED: &str = "quantize.only or quantize.except leaves it out";
 /// Operator types that an error lists.
 const MOST_TYPES: usize = 32;
 
@@ -43,7 +43,7 @@ impl Choice {
         each_node(&mut model.graph, &mut |node| {
             let named = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, node));
             let free = (self.only.is_empty() || named(&self.only)) && !named(&self.except);
-            node.pinned = !free;
+            node.pinned = (!free).then_some(PINNED);
             report.changed += usize::from(!free);
         });
         Ok(report)
@@ -52,7 +52,36 @@ impl Choice {
 
 /// Frees all nodes, once the stage that the choice was for is done.
 pub fn unpin(model: &mut Model) {
-    each_node(&mut model.graph, &mut |node| node.pinned = false);
+    each_node(&mut model.graph, &mut |node| node.pinned = None);
+}
+
+/// Whether somebody chose among the nodes of the main graph.
+pub fn is_made(model: &Model) -> bool {
+    model.graph.nodes.iter().any(|node| node.pinned.is_some())
+}
+
+/// Pins the nodes of the main graph with these names, as `except` would with the patterns that are given back. A node that no pattern tells
+/// apart stays free, and so do those for which there is no room.
+pub fn leave(model: &mut Model, names: &BTreeSet<String>, why: &'static str) -> Vec<String> {
+    let mut patterns = Vec::new();
+    let words = Words::new(&model.graph);
+    let nodes = model.graph.nodes.iter().enumerate();
+    let named = nodes.filter(|(_, node)| names.contains(&node.name));
+    let found: Vec<(usize, String)> = named
+        .filter_map(|(position, node)| Some((position, words.of(node)?)))
+        .take(MAX_PATTERNS)
+        .collect();
+    for (position, pattern) in found {
+        model.graph.nodes[position].pinned = Some(why);
+        patterns.push(pattern);
+    }
+    patterns
+}
+
+/// Nodes of the main graph that one of `patterns` matches.
+pub fn matched<'m>(model: &'m Model, patterns: &'m [String]) -> impl Iterator<Item = &'m Node> {
+    let nodes = model.graph.nodes.iter();
+    nodes.filter(|node| patterns.iter().any(|pattern| matches(pattern, node)))
 }
 
 fn each_node(graph: &mut Graph, visit: &mut dyn FnMut(&mut Node)) {
@@ -170,9 +199,10 @@ mod tests {
         };
         let mut model = model();
         choice.pin(&mut model).map_err(|error| error.to_string())?;
-        let pinned = model.graph.nodes.iter().map(|node| node.pinned).collect();
+        let pinned = model.graph.nodes.iter().map(|node| node.pinned.is_some()).collect();
+        assert_eq!(is_made(&model), !choice.is_empty());
         unpin(&mut model);
-        assert!(model.graph.nodes.iter().all(|node| !node.pinned));
+        assert!(model.graph.nodes.iter().all(|node| node.pinned.is_none()));
         Ok(pinned)
     }
 
@@ -204,6 +234,20 @@ mod tests {
         model.graph.nodes[1].name = "n".repeat(MAX_PATTERN + 1);
         model.graph.nodes[1].outputs[0].clone_from(&output);
         assert_eq!(words(&model), [None, None], "neither is single, short and plain");
+    }
+
+    #[test]
+    fn what_is_left_by_name_is_what_its_patterns_match() {
+        let mut model = model();
+        model.graph.nodes[0].name = "Tanh".to_owned();
+        model.graph.nodes[1].name = "*".to_owned();
+        let all = ["Tanh", "*"].map(str::to_owned).into();
+        let patterns = leave(&mut model, &all, "why");
+        assert!(model.graph.nodes.iter().all(|node| node.pinned == Some("why")));
+        assert_eq!(matched(&model, &patterns).count(), 2);
+        unpin(&mut model);
+        Choice { only: Vec::new(), except: patterns }.pin(&mut model).unwrap();
+        assert!(model.graph.nodes.iter().all(|node| node.pinned == Some(PINNED)));
     }
 
     #[test]

@@ -96,6 +96,22 @@ impl Report {
         }
     }
 
+    /// The same for a node that may be listed already.
+    pub(crate) fn leave_once(&mut self, node: &onnx::Node, why: &str) {
+        let label = shown(node.label());
+        if self.left.iter().all(|left| left.node != label) {
+            self.leave(node, why);
+        }
+    }
+
+    /// Puts a note behind the one that is there.
+    pub(crate) fn add_note(&mut self, note: &str) {
+        if !self.note.is_empty() {
+            self.note.push_str("; ");
+        }
+        self.note.push_str(note);
+    }
+
     fn leave(&mut self, node: &onnx::Node, why: impl Into<String>) {
         self.left_count += 1;
         if self.left.len() < MOST_LISTED {

@@ -5,7 +5,6 @@
 use super::{
     Error, Report,
     blocks::{Bits, Order},
-    choice,
     nbits::{self, Known, Rewrite, whole},
     quantize_lstm,
     quantize_tables::table,
@@ -66,8 +65,8 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
             let Some(table) = table(index, node).filter(|table| table.dims[0] >= SHORTEST) else {
                 continue;
             };
-            if node.pinned {
-                report.leave(node, choice::PINNED);
+            if let Some(why) = node.pinned {
+                report.leave(node, why);
                 continue;
             }
             match block_of(settings.size, table.dims[1]) {

@@ -22,7 +22,8 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-const NAME: &str = "quantize-static";
+/// Name in reports.
+pub const NAME: &str = "quantize-static";
 /// From here on `QuantizeLinear` may name its type. ONNX Runtime 1.32 does where it moves one across a `Reshape` of its own, which it puts
 /// around a product of more than two dimensions and its sum, and then trips over it when it turns Int8 into the faster `UInt8`.
 const TYPED_QUANTIZE_OPSET: i64 = 21;

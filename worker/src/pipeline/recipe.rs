@@ -21,6 +21,7 @@ pub(super) fn spelled_out(stages: &[Stage], chosen: &[Chosen], instruction_set: 
                     Weights::Int7 => WeightType::Int7,
                 });
             }
+            quantize.except.extend(last.left.iter().cloned());
         }
         let recover = stage.recover.as_mut();
         if let Some(recover) = recover.filter(|recover| recover.method == RecoverMethod::RaisePrecision) {
@@ -52,13 +53,15 @@ mod tests {
             {"quantize": {"mode": "WeightOnly", "weights": "Int4"}},
             {"recover": {"method": "RaisePrecision"}},
         ]));
-        let chosen = [vec!["/a", "b"], vec![]].map(|raised| Chosen {
-            raised: raised.into_iter().map(str::to_owned).collect(),
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let chosen = [(&["/a", "b"][..], &["left"][..]), (&[], &[])].map(|(raised, left)| Chosen {
+            raised: texts(raised),
+            left: texts(left),
         });
         for (instruction_set, weights) in [("avx2", "Int7"), ("avx512_vnni", "Int8")] {
             let wanted = stages(serde_json::json!([
                 {"recover": {"method": "SmoothQuant"}},
-                {"quantize": {"mode": "Dynamic", "weights": weights}},
+                {"quantize": {"mode": "Dynamic", "weights": weights, "except": ["left"]}},
                 {"recover": {"method": "RaisePrecision", "nodes": ["/a", "b"]}},
                 {"recover": {"method": "GPTQ"}},
                 {"quantize": {"mode": "WeightOnly", "weights": "Int4"}},
@@ -66,7 +69,10 @@ mod tests {
             let recipe = spelled_out(&given, &chosen, instruction_set);
             assert_eq!(recipe, wanted);
             assert_eq!(out_of_order(&recipe), None);
-            let again = chosen.clone();
+            let again = chosen.clone().map(|chosen| Chosen {
+                left: Vec::new(),
+                ..chosen
+            });
             assert_eq!(spelled_out(&recipe, &again, "avx2"), recipe, "a recipe is its own recipe");
         }
     }

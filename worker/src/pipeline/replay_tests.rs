@@ -133,3 +133,27 @@ fn every_way_of_choosing_ranges_gives_the_same_bytes_again() {
         bench.replays(&stages);
     }
 }
+
+#[test]
+fn what_onnx_runtime_computes_with_floats_is_left_and_the_recipe_says_so() {
+    let mut b = Build::opset(17);
+    let x = b.input("x", &[-1, 4, 64]);
+    let (flat, deep) = (b.weights(&[64, 64]), b.weights(&[64, 64]));
+    let wide = b.node("MatMul", &[&x, &deep]);
+    let shape = b.ints(&[-1, 64]);
+    let rows = b.node("Reshape", &[&x, &shape]);
+    let narrow = b.node("MatMul", &[&rows, &flat]);
+    let bench = Bench::of((b.finish(&[&wide, &narrow]), vec![2, 4, 64]));
+    let left = |activations: &str| {
+        let recipe = bench.replays(&json!([{"quantize": {"mode": "Static", "activations": activations}}]));
+        recipe[0].quantize.as_ref().unwrap().except.clone()
+    };
+    assert_eq!(left("UInt8"), Vec::<String>::new());
+    let named = left("Int8");
+    assert_eq!(named.len(), 1, "{named:?}");
+    let candidate = onnx::read(&bench.path("candidate.onnx"), &Limits::default()).unwrap();
+    let floats = candidate.graph.nodes.iter().filter(|node| node.name == named[0]);
+    let weights: Vec<&String> = floats.map(|node| &node.inputs[1]).collect();
+    assert_eq!(weights, [&deep]);
+    assert_eq!(std::fs::read_dir(bench.folder.path()).unwrap().count(), 2, "the graph of ONNX Runtime is removed");
+}

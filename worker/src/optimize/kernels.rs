@@ -1,0 +1,150 @@
+//! Which quantized nodes ONNX Runtime computes with floats all the same, read from the graph that it makes of a candidate at load.
+//!
+//! Changes no model and measures no time: what it finds depends on the model and ONNX Runtime alone.
+
+use crate::{
+    onnx::{self, Index, Limits, Model, Node},
+    session::{self, Options, Runtime},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
+
+/// Why nothing is known of a candidate's kernels.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unknown {
+    /// There is no such graph.
+    #[error(transparent)]
+    Session(#[from] session::Error),
+    /// It can't be read.
+    #[error(transparent)]
+    Graph(#[from] onnx::Error),
+}
+
+/// The nodes of `float` that are quantized in `quantized`, between Dequantize and Quantize nodes, and fuse with neither. ONNX Runtime leaves
+/// its graph at `scratch` for as long as it is read; without nodes of that kind, it is not asked.
+pub(super) fn floats(
+    runtime: &Runtime,
+    float: &Model,
+    quantized: &Model,
+    scratch: &Path,
+    limits: &Limits,
+) -> Result<Vec<String>, Unknown> {
+    let results = results(float, quantized);
+    if results.is_empty() {
+        return Ok(Vec::new());
+    }
+    let options = Options {
+        prepack: false,
+        optimized_model: Some(scratch.to_owned()),
+        ..Options::default()
+    };
+    let opened = runtime.open_model(quantized, &options).map_err(Unknown::from);
+    let optimized = opened.and_then(|_| Ok(onnx::read(scratch, limits)?));
+    if scratch.exists()
+        && let Err(error) = std::fs::remove_file(scratch)
+    {
+        tracing::warn!("cannot remove {}: {error}", scratch.display());
+    }
+    let optimized = optimized?;
+    let index = Index::new(&optimized.graph);
+    let computed = results.into_iter().filter(|(_, result)| with_floats(&index, result));
+    Ok(computed.map(|(name, _)| name).collect())
+}
+
+/// Names of nodes that read values which only `quantized` has, made by Dequantize; with the value in which their work ends, behind a Relu
+/// or Clip and behind Quantize where there is one.
+fn results(float: &Model, quantized: &Model) -> Vec<(String, String)> {
+    let before: HashMap<&str, &Node> = float.graph.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
+    let known: HashSet<&str> = float.graph.nodes.iter().flat_map(|node| &node.outputs).map(String::as_str).collect();
+    let index = Index::new(&quantized.graph);
+    let dequantized = |name: &str| index.producer(name).is_some_and(|(_, node)| node.is("DequantizeLinear"));
+    let mut results = Vec::new();
+    for node in &quantized.graph.nodes {
+        let new = node.input(0).is_some_and(|name| !known.contains(name) && dequantized(name));
+        if !new || node.name.is_empty() || !before.contains_key(node.name.as_str()) {
+            continue;
+        }
+        let mut result = node.output();
+        if let Some((_, next)) = index.only_use(result).filter(|(_, next)| activation(next)) {
+            result = next.output();
+        }
+        if let Some((_, next)) = index.only_use(result).filter(|(_, next)| next.is("QuantizeLinear")) {
+            result = next.output();
+        }
+        results.push((node.name.clone(), result.to_owned()));
+    }
+    results
+}
+
+fn activation(node: &Node) -> bool {
+    node.is("Relu") || node.is("Clip")
+}
+
+/// Whether `result` is computed from dequantized values. Of a value that is gone nothing is known.
+fn with_floats(optimized: &Index<'_>, result: &str) -> bool {
+    let before = |node: &Node| node.input(0).and_then(|name| optimized.producer(name)).map(|(_, node)| node);
+    let mut maker = optimized.producer(result).map(|(_, node)| node);
+    maker = maker.and_then(|node| if node.is("QuantizeLinear") { before(node) } else { Some(node) });
+    maker = maker.and_then(|node| if activation(node) { before(node) } else { Some(node) });
+    maker.is_some_and(|node| {
+        let makers = node.inputs.iter().filter_map(|name| optimized.producer(name));
+        makers.into_iter().any(|(_, maker)| maker.is("DequantizeLinear"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        calibrate,
+        onnx::Tensor,
+        passes::{Activations, Quantize, quantize_static},
+        testing::{Build, noise, runtime},
+    };
+
+    /// Products of two and of three dimensions, and a convolution with its Relu.
+    fn model() -> Model {
+        let mut b = Build::opset(17);
+        let (x, y, z) = (b.input("x", &[8, 64]), b.input("y", &[2, 4, 64]), b.input("z", &[1, 4, 8, 8]));
+        let weights = b.weights(&[64, 64]);
+        let flat = b.node("MatMul", &[&x, &weights]);
+        let deep = b.node("MatMul", &[&y, &weights]);
+        let filters = b.weights(&[16, 4, 3, 3]);
+        let image = b.node("Conv", &[&z, &filters]);
+        let image = b.node("Relu", &[&image]);
+        let mut model = b.finish(&[&flat, &deep, &image]);
+        onnx::normalize(&mut model).unwrap();
+        model
+    }
+
+    #[test]
+    fn a_product_of_three_dimensions_between_dequantize_nodes_has_no_integer_kernel() {
+        let float = model();
+        let name = |position: usize| float.graph.nodes[position].name.clone();
+        let batch = || {
+            let tensor = |name, dims: &[usize], seed| Tensor::floats(name, dims, &noise(seed, dims.iter().product())).unwrap();
+            Ok(vec![tensor("x", &[8, 64], 1), tensor("y", &[2, 4, 64], 2), tensor("z", &[1, 4, 8, 8], 3)])
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let scratch = folder.path().join("optimized.onnx");
+        for (activations, wanted) in [(Activations::UInt8, vec![]), (Activations::Int8, vec![name(1)])] {
+            let settings = Quantize {
+                activations,
+                ..Quantize::default()
+            };
+            let mut batches = std::iter::once_with(batch);
+            let taps = quantize_static::taps(&float);
+            let method = settings.calibration;
+            let seen = calibrate::calibrate(&runtime(), 1, &float, &taps, method, &mut batches, &mut |_| {}).unwrap();
+            let mut quantized = float.clone();
+            quantize_static::apply(&mut quantized, &settings, &seen).unwrap();
+            assert!(!results(&float, &quantized).is_empty());
+            let found = floats(&runtime(), &float, &quantized, &scratch, &Limits::default()).unwrap();
+            assert_eq!(found, wanted, "{activations:?}");
+        }
+        assert!(results(&float, &float).is_empty());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
