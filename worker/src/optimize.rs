@@ -7,8 +7,10 @@ mod goal;
 mod integers;
 mod kernels;
 mod likeness;
+mod pace;
 mod quantization;
 mod reference;
+mod regions;
 mod scratch;
 mod stage;
 

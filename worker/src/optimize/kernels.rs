@@ -6,10 +6,7 @@ use crate::{
     onnx::{self, Index, Limits, Model, Node},
     session::{self, Options, Runtime},
 };
-use std::{
-    collections::{HashMap, HashSet},
-    path::Path,
-};
+use std::{collections::HashSet, path::Path};
 
 /// Why nothing is known of a candidate's kernels.
 #[derive(Debug, thiserror::Error)]
@@ -22,8 +19,7 @@ pub(super) enum Unknown {
     Graph(#[from] onnx::Error),
 }
 
-/// The nodes of `float` that are quantized in `quantized`, between Dequantize and Quantize nodes, and fuse with neither. ONNX Runtime leaves
-/// its graph at `scratch` for as long as it is read; without nodes of that kind, it is not asked.
+/// The nodes of `float` that [`between`] found in `quantized` and that fuse with neither neighbour. ONNX Runtime leaves its graph at `scratch` for as long as it is read; without nodes of that kind, it is not asked.
 pub(super) fn floats(
     runtime: &Runtime,
     float: &Model,
@@ -31,7 +27,7 @@ pub(super) fn floats(
     scratch: &Path,
     limits: &Limits,
 ) -> Result<Vec<String>, Unknown> {
-    let results = results(float, quantized);
+    let results = between(float, quantized);
     if results.is_empty() {
         return Ok(Vec::new());
     }
@@ -53,17 +49,17 @@ pub(super) fn floats(
     Ok(computed.map(|(name, _)| name).collect())
 }
 
-/// Names of nodes that read values which only `quantized` has, made by Dequantize; with the value in which their work ends, behind a Relu
-/// or Clip and behind Quantize where there is one.
-fn results(float: &Model, quantized: &Model) -> Vec<(String, String)> {
-    let before: HashMap<&str, &Node> = float.graph.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
+/// Names of the nodes of `float` that stand between Dequantize and Quantize nodes in `quantized`: they read values that only this one has.
+/// With the value in which their work ends, behind a Relu or Clip and behind Quantize where there is one.
+pub(super) fn between(float: &Model, quantized: &Model) -> Vec<(String, String)> {
+    let before: HashSet<&str> = float.graph.nodes.iter().map(|node| node.name.as_str()).collect();
     let known: HashSet<&str> = float.graph.nodes.iter().flat_map(|node| &node.outputs).map(String::as_str).collect();
     let index = Index::new(&quantized.graph);
     let dequantized = |name: &str| index.producer(name).is_some_and(|(_, node)| node.is("DequantizeLinear"));
     let mut results = Vec::new();
     for node in &quantized.graph.nodes {
         let new = node.input(0).is_some_and(|name| !known.contains(name) && dequantized(name));
-        if !new || node.name.is_empty() || !before.contains_key(node.name.as_str()) {
+        if !new || node.name.is_empty() || !before.contains(node.name.as_str()) {
             continue;
         }
         let mut result = node.output();
@@ -89,8 +85,8 @@ fn with_floats(optimized: &Index<'_>, result: &str) -> bool {
     maker = maker.and_then(|node| if node.is("QuantizeLinear") { before(node) } else { Some(node) });
     maker = maker.and_then(|node| if activation(node) { before(node) } else { Some(node) });
     maker.is_some_and(|node| {
-        let makers = node.inputs.iter().filter_map(|name| optimized.producer(name));
-        makers.into_iter().any(|(_, maker)| maker.is("DequantizeLinear"))
+        let mut makers = node.inputs.iter().filter_map(|name| optimized.producer(name));
+        makers.any(|(_, maker)| maker.is("DequantizeLinear"))
     })
 }
 
@@ -140,11 +136,11 @@ mod tests {
             let seen = calibrate::calibrate(&runtime(), 1, &float, &taps, method, &mut batches, &mut |_| {}).unwrap();
             let mut quantized = float.clone();
             quantize_static::apply(&mut quantized, &settings, &seen).unwrap();
-            assert!(!results(&float, &quantized).is_empty());
+            assert!(!between(&float, &quantized).is_empty());
             let found = floats(&runtime(), &float, &quantized, &scratch, &Limits::default()).unwrap();
             assert_eq!(found, wanted, "{activations:?}");
         }
-        assert!(results(&float, &float).is_empty());
+        assert!(between(&float, &float).is_empty());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

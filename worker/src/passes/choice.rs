@@ -4,7 +4,7 @@
 
 use super::{Error, Report};
 use crate::onnx::{Graph, Model, Node, shown};
-use assayer_crds::stages::{MAX_PATTERN, MAX_PATTERNS};
+use assayer_crds::stages::MAX_PATTERN;
 use std::collections::{BTreeSet, HashMap};
 
 const NAME: &str = "choose-nodes";
@@ -61,15 +61,15 @@ pub fn is_made(model: &Model) -> bool {
 }
 
 /// Pins the nodes of the main graph with these names, as `except` would with the patterns that are given back. A node that no pattern tells
-/// apart stays free, and so do those for which there is no room.
-pub fn leave(model: &mut Model, names: &BTreeSet<String>, why: &'static str) -> Vec<String> {
+/// apart stays free, and so do those behind the first `most`.
+pub fn leave(model: &mut Model, names: &BTreeSet<String>, why: &'static str, most: usize) -> Vec<String> {
     let mut patterns = Vec::new();
     let words = Words::new(&model.graph);
     let nodes = model.graph.nodes.iter().enumerate();
     let named = nodes.filter(|(_, node)| names.contains(&node.name));
     let found: Vec<(usize, String)> = named
         .filter_map(|(position, node)| Some((position, words.of(node)?)))
-        .take(MAX_PATTERNS)
+        .take(most)
         .collect();
     for (position, pattern) in found {
         model.graph.nodes[position].pinned = Some(why);
@@ -242,7 +242,9 @@ mod tests {
         model.graph.nodes[0].name = "Tanh".to_owned();
         model.graph.nodes[1].name = "*".to_owned();
         let all = ["Tanh", "*"].map(str::to_owned).into();
-        let patterns = leave(&mut model, &all, "why");
+        let first = leave(&mut model.clone(), &all, "why", 1);
+        let patterns = leave(&mut model, &all, "why", 9);
+        assert_eq!(first, patterns[..1]);
         assert!(model.graph.nodes.iter().all(|node| node.pinned == Some("why")));
         assert_eq!(matched(&model, &patterns).count(), 2);
         unpin(&mut model);
