@@ -19,9 +19,11 @@ use assayer_crds::stages::MAX_PATTERNS;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Why a node is left that has no integer kernel.
-const FLOATS: &str = "ONNX Runtime's own graph computes it with floats between Dequantize and Quantize nodes, slower than as it was";
+const FLOATS: &str =
+    "ONNX Runtime's own graph computes it with floats between Dequantize and Quantize nodes, slower than as it was";
 /// Why a region is left that has.
-const SLOW: &str = "measured: its region is slower with integers and the conversions around it than with floats, by more than 3 %";
+const SLOW: &str =
+    "measured: its region is slower with integers and the conversions around it than with floats, by more than 3 %";
 /// Times that nodes are left: what is left may be what another node was to fuse with.
 const MOST_ROUNDS: usize = 4;
 
@@ -62,7 +64,9 @@ impl Calibration<'_, '_, '_> {
             match kernels::floats(self.runtime, &float, model, self.scratch, self.limits) {
                 Ok(found) => left.floats.extend(found),
                 Err(unknown) => tell(&mut applied, |report| {
-                    report.add_note(&format!("which nodes ONNX Runtime computes with floats is not known: {unknown}"));
+                    report.add_note(&format!(
+                        "which nodes ONNX Runtime computes with floats is not known: {unknown}"
+                    ));
                 }),
             }
             if left.len() == before && !measured {
@@ -111,7 +115,10 @@ impl Calibration<'_, '_, '_> {
         learned: &Learned<Gram>,
         left: &Left,
     ) -> Result<BTreeSet<String>, Error> {
-        let names: Vec<String> = kernels::between(float, quantized).into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = kernels::between(float, quantized)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         let plain = Quantize {
             recovery: Recovery::default(),
             ..settings.clone()

@@ -53,12 +53,24 @@ pub(super) fn floats(
 /// With the value in which their work ends, behind a Relu or Clip and behind Quantize where there is one.
 pub(super) fn between(float: &Model, quantized: &Model) -> Vec<(String, String)> {
     let before: HashSet<&str> = float.graph.nodes.iter().map(|node| node.name.as_str()).collect();
-    let known: HashSet<&str> = float.graph.nodes.iter().flat_map(|node| &node.outputs).map(String::as_str).collect();
+    let known: HashSet<&str> = float
+        .graph
+        .nodes
+        .iter()
+        .flat_map(|node| &node.outputs)
+        .map(String::as_str)
+        .collect();
     let index = Index::new(&quantized.graph);
-    let dequantized = |name: &str| index.producer(name).is_some_and(|(_, node)| node.is("DequantizeLinear"));
+    let dequantized = |name: &str| {
+        index
+            .producer(name)
+            .is_some_and(|(_, node)| node.is("DequantizeLinear"))
+    };
     let mut results = Vec::new();
     for node in &quantized.graph.nodes {
-        let new = node.input(0).is_some_and(|name| !known.contains(name) && dequantized(name));
+        let new = node
+            .input(0)
+            .is_some_and(|name| !known.contains(name) && dequantized(name));
         if !new || node.name.is_empty() || !before.contains(node.name.as_str()) {
             continue;
         }
@@ -80,9 +92,19 @@ fn activation(node: &Node) -> bool {
 
 /// Whether `result` is computed from dequantized values. Of a value that is gone nothing is known.
 fn with_floats(optimized: &Index<'_>, result: &str) -> bool {
-    let before = |node: &Node| node.input(0).and_then(|name| optimized.producer(name)).map(|(_, node)| node);
+    let before = |node: &Node| {
+        node.input(0)
+            .and_then(|name| optimized.producer(name))
+            .map(|(_, node)| node)
+    };
     let mut maker = optimized.producer(result).map(|(_, node)| node);
-    maker = maker.and_then(|node| if node.is("QuantizeLinear") { before(node) } else { Some(node) });
+    maker = maker.and_then(|node| {
+        if node.is("QuantizeLinear") {
+            before(node)
+        } else {
+            Some(node)
+        }
+    });
     maker = maker.and_then(|node| if activation(node) { before(node) } else { Some(node) });
     maker.is_some_and(|node| {
         let mut makers = node.inputs.iter().filter_map(|name| optimized.producer(name));
@@ -103,7 +125,11 @@ mod tests {
     /// Products of two and of three dimensions, and a convolution with its Relu.
     fn model() -> Model {
         let mut b = Build::opset(17);
-        let (x, y, z) = (b.input("x", &[8, 64]), b.input("y", &[2, 4, 64]), b.input("z", &[1, 4, 8, 8]));
+        let (x, y, z) = (
+            b.input("x", &[8, 64]),
+            b.input("y", &[2, 4, 64]),
+            b.input("z", &[1, 4, 8, 8]),
+        );
         let weights = b.weights(&[64, 64]);
         let flat = b.node("MatMul", &[&x, &weights]);
         let deep = b.node("MatMul", &[&y, &weights]);
@@ -120,8 +146,13 @@ mod tests {
         let float = model();
         let name = |position: usize| float.graph.nodes[position].name.clone();
         let batch = || {
-            let tensor = |name, dims: &[usize], seed| Tensor::floats(name, dims, &noise(seed, dims.iter().product())).unwrap();
-            Ok(vec![tensor("x", &[8, 64], 1), tensor("y", &[2, 4, 64], 2), tensor("z", &[1, 4, 8, 8], 3)])
+            let tensor =
+                |name, dims: &[usize], seed| Tensor::floats(name, dims, &noise(seed, dims.iter().product())).unwrap();
+            Ok(vec![
+                tensor("x", &[8, 64], 1),
+                tensor("y", &[2, 4, 64], 2),
+                tensor("z", &[1, 4, 8, 8], 3),
+            ])
         };
         let folder = tempfile::tempdir().unwrap();
         let scratch = folder.path().join("optimized.onnx");

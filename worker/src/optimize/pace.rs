@@ -20,7 +20,10 @@ pub(super) fn ratio(
         threads,
         ..Options::default()
     };
-    let mut sessions = [runtime.open_model(left, &options)?, runtime.open_model(right, &options)?];
+    let mut sessions = [
+        runtime.open_model(left, &options)?,
+        runtime.open_model(right, &options)?,
+    ];
     let mut shortest = [f64::INFINITY; 2];
     for run in 0..=RUNS {
         for (session, shortest) in sessions.iter_mut().zip(&mut shortest) {

@@ -15,21 +15,35 @@ const MOST_TRIED: usize = 8;
 pub(super) fn connected(float: &Model, quantized: &[String]) -> Vec<BTreeSet<String>> {
     let index = Index::new(&float.graph);
     let quantized: BTreeSet<&str> = quantized.iter().map(String::as_str).collect();
-    let nodes = index.graph.nodes.iter().filter(|node| quantized.contains(node.name.as_str()));
+    let nodes = index
+        .graph
+        .nodes
+        .iter()
+        .filter(|node| quantized.contains(node.name.as_str()));
     let mut makers: BTreeMap<&str, usize> = BTreeMap::new();
     let mut regions: Vec<BTreeSet<String>> = Vec::new();
     for node in nodes {
-        let read: BTreeSet<usize> = node.inputs.iter().filter_map(|name| makers.get(name.as_str()).copied()).collect();
+        let read: BTreeSet<usize> = node
+            .inputs
+            .iter()
+            .filter_map(|name| makers.get(name.as_str()).copied())
+            .collect();
         let mut region = BTreeSet::from([node.name.clone()]);
         for &joined in &read {
             region.append(&mut regions[joined]);
         }
         let number = regions.len();
         regions.push(region);
-        makers.values_mut().filter(|maker| read.contains(maker)).for_each(|maker| *maker = number);
+        makers
+            .values_mut()
+            .filter(|maker| read.contains(maker))
+            .for_each(|maker| *maker = number);
         let mut made = node.output();
         makers.insert(made, number);
-        if let Some((_, next)) = index.only_use(made).filter(|(_, next)| next.is("Relu") || next.is("Clip")) {
+        if let Some((_, next)) = index
+            .only_use(made)
+            .filter(|(_, next)| next.is("Relu") || next.is("Clip"))
+        {
             made = next.output();
             makers.insert(made, number);
         }
@@ -80,18 +94,33 @@ mod tests {
         }
         let mut model = b.finish(&[&x]);
         onnx::normalize(&mut model).unwrap();
-        let convolutions = || model.graph.nodes.iter().filter(|node| node.is("Conv")).map(|node| node.name.clone());
+        let convolutions = || {
+            model
+                .graph
+                .nodes
+                .iter()
+                .filter(|node| node.is("Conv"))
+                .map(|node| node.name.clone())
+        };
         let names: Vec<String> = convolutions().collect();
-        let [first, second, third] = &names[..] else { panic!("{names:?}") };
+        let [first, second, third] = &names[..] else {
+            panic!("{names:?}")
+        };
         let regions = connected(&model, &names);
-        let wanted = [BTreeSet::from([first.clone(), second.clone()]), BTreeSet::from([third.clone()])];
+        let wanted = [
+            BTreeSet::from([first.clone(), second.clone()]),
+            BTreeSet::from([third.clone()]),
+        ];
         assert_eq!(regions, wanted);
         assert_eq!(connected(&model, &names[..1]).len(), 1);
     }
 
     /// What is left where each node takes its cost with integers and 10 with floats.
     fn left(costs: &[(&str, f64)], regions: &[&[&str]]) -> (Vec<String>, usize) {
-        let regions = regions.iter().map(|names| names.iter().map(|name| (*name).to_owned()).collect()).collect();
+        let regions = regions
+            .iter()
+            .map(|names| names.iter().map(|name| (*name).to_owned()).collect())
+            .collect();
         let time = |left: Option<&BTreeSet<String>>| -> f64 {
             let cost = |(name, cost): &(&str, f64)| match left {
                 Some(left) if !left.contains(*name) => *cost,
@@ -110,12 +139,29 @@ mod tests {
     #[test]
     fn regions_that_are_slower_are_left_and_ties_are_not() {
         let regions: &[&[&str]] = &[&["a"], &["b", "c"], &["d", "e", "f"]];
-        let costs = |of_a, of_b| [("a", of_a), ("b", of_b), ("c", of_b), ("d", 9.0), ("e", 9.0), ("f", 9.0)];
+        let costs = |of_a, of_b| {
+            [
+                ("a", of_a),
+                ("b", of_b),
+                ("c", of_b),
+                ("d", 9.0),
+                ("e", 9.0),
+                ("f", 9.0),
+            ]
+        };
         assert_eq!(left(&costs(14.0, 9.0), regions), (vec!["a".to_owned()], 4));
         assert_eq!(left(&costs(11.0, 9.0), regions), (vec![], 3), "a tie");
         assert_eq!(left(&costs(9.0, 14.0), regions).0, ["b", "c"]);
         assert_eq!(left(&costs(14.0, 1.0), regions), (vec![], 1), "clearly faster as it is");
-        assert_eq!(left(&costs(14.0, 9.0), &regions[..1]), (vec![], 0), "there is nothing to choose");
-        assert_eq!(left(&costs(f64::NAN, 9.0), regions).0, Vec::<String>::new(), "no number opens nothing");
+        assert_eq!(
+            left(&costs(14.0, 9.0), &regions[..1]),
+            (vec![], 0),
+            "there is nothing to choose"
+        );
+        assert_eq!(
+            left(&costs(f64::NAN, 9.0), regions).0,
+            Vec::<String>::new(),
+            "no number opens nothing"
+        );
     }
 }

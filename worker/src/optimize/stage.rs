@@ -9,8 +9,8 @@ use crate::{
     calibrate::{self, Batches, Learned, Method, Rows, Samples, Wanted},
     onnx::{Limits, Model, Tensor},
     passes::{
-        self, Blocks, Choice, Format, Mode, Quantize, Raise, Recovery, Report, Simplify, Smoothing, choice, equalize, float16,
-        smooth,
+        self, Blocks, Choice, Format, Mode, Quantize, Raise, Recovery, Report, Simplify, Smoothing, choice, equalize,
+        float16, smooth,
     },
     session::Runtime,
 };
@@ -98,11 +98,7 @@ impl Stage {
     }
 
     /// Changes the model.
-    pub(super) fn apply(
-        &self,
-        model: &mut Model,
-        calibration: &mut Calibration<'_, '_, '_>,
-    ) -> Result<Applied, Error> {
+    pub(super) fn apply(&self, model: &mut Model, calibration: &mut Calibration<'_, '_, '_>) -> Result<Applied, Error> {
         let applied = match self {
             Self::Simplify(_) => {
                 return Err(passes::Error::Setting {

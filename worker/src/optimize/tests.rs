@@ -259,8 +259,16 @@ fn equal_inputs_give_equal_bytes_at_any_number_of_threads() {
     };
     for stages in [
         vec![quantize(Method::MinMax, Granularity::PerTensor, plain.clone())],
-        vec![quantize(Method::MovingAverage(0.1), Granularity::PerTensor, plain.clone())],
-        vec![quantize(Method::Percentile(99.99), Granularity::PerTensor, plain.clone())],
+        vec![quantize(
+            Method::MovingAverage(0.1),
+            Granularity::PerTensor,
+            plain.clone(),
+        )],
+        vec![quantize(
+            Method::Percentile(99.99),
+            Granularity::PerTensor,
+            plain.clone(),
+        )],
         vec![quantize(Method::MeanSquaredError, Granularity::PerTensor, plain)],
         vec![quantize(Method::Entropy, Granularity::PerChannel, gptq)],
         vec![Stage::QuantizeBlocks(four)],

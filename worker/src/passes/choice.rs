@@ -248,7 +248,12 @@ mod tests {
         assert!(model.graph.nodes.iter().all(|node| node.pinned == Some("why")));
         assert_eq!(matched(&model, &patterns).count(), 2);
         unpin(&mut model);
-        Choice { only: Vec::new(), except: patterns }.pin(&mut model).unwrap();
+        Choice {
+            only: Vec::new(),
+            except: patterns,
+        }
+        .pin(&mut model)
+        .unwrap();
         assert!(model.graph.nodes.iter().all(|node| node.pinned == Some(PINNED)));
     }
 

@@ -31,7 +31,8 @@ const UNIFORM: f64 = 12.0;
 /// Products that an error lists.
 const MOST_SHOWN: usize = 8;
 /// Why a product that loses much is left.
-const UNNAMED: &str = "a recipe could not name it: neither its name nor its output's is its own, free of *, and short enough";
+const UNNAMED: &str =
+    "a recipe could not name it: neither its name nor its output's is its own, free of *, and short enough";
 
 /// What becomes of the products that are not raised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +137,10 @@ impl Products {
         sites.retain(|site| site.kind != Kind::Conv);
         let mut products: Vec<Product> = Vec::new();
         for pattern in patterns {
-            let mut matched = sites.iter().filter(|site| choice::matches(pattern, site.node)).peekable();
+            let mut matched = sites
+                .iter()
+                .filter(|site| choice::matches(pattern, site.node))
+                .peekable();
             if matched.peek().is_none() {
                 let labels = sites.iter().take(MOST_SHOWN).map(|site| site.node.label());
                 return Err(Error::Pattern {
@@ -190,7 +194,11 @@ impl Products {
                 patch: Patch::new(NAME),
             };
             for site in sites(&index, &mut Report::new(NAME)) {
-                let Some(product) = self.first(count).iter().find(|product| product.output == site.node.output()) else {
+                let Some(product) = self
+                    .first(count)
+                    .iter()
+                    .find(|product| product.output == site.node.output())
+                else {
                     continue;
                 };
                 rewrite.product(&site, Bits::Eight, otherwise.block(), recovering)?;
@@ -318,9 +326,13 @@ mod tests {
             assert_eq!(kinds, ["MatMul", ["MatMul", "MatMulNBits"][count.min(1)]], "{count}");
             assert!(report.left[0].why.contains("the share is used up"), "{:?}", report.left);
         }
-        let error = Products::worst(&float, 0.3, otherwise, &recovering).unwrap_err().to_string();
+        let error = Products::worst(&float, 0.3, otherwise, &recovering)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("raise-precision changed nothing"), "{error}");
-        let error = Products::worst(&float, 1.5, otherwise, &recovering).unwrap_err().to_string();
+        let error = Products::worst(&float, 1.5, otherwise, &recovering)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("share 1.5"), "{error}");
     }
 
@@ -331,7 +343,9 @@ mod tests {
         let mut recovering = Recovering::new(&Recovery::default(), &grams);
         let raised = |products: &Products, recovering: &mut Recovering<'_>| {
             let mut model = float.clone();
-            let report = products.raise(&mut model, products.count(), otherwise, recovering).unwrap();
+            let report = products
+                .raise(&mut model, products.count(), otherwise, recovering)
+                .unwrap();
             assert_eq!(report.changed, products.count());
             crate::onnx::to_bytes(&model)
         };
@@ -348,6 +362,9 @@ mod tests {
         assert_eq!(raised(&reversed, &mut recovering), raised(&all, &mut recovering));
 
         let error = Products::named(&float, &["Gemm".to_owned()]).unwrap_err().to_string();
-        assert!(error.contains("recover.nodes: no matrix product") && error.contains(&outputs[0]), "{error}");
+        assert!(
+            error.contains("recover.nodes: no matrix product") && error.contains(&outputs[0]),
+            "{error}"
+        );
     }
 }

@@ -88,10 +88,7 @@ impl<'s> Recovering<'s> {
 
     /// What was done, by method; an error where one that was asked for has changed nothing.
     pub fn finish(self) -> Result<Vec<Report>, Error> {
-        let asked = [
-            (self.gptq, self.rounded),
-            (self.bias_correction, self.corrected),
-        ];
+        let asked = [(self.gptq, self.rounded), (self.bias_correction, self.corrected)];
         let asked = asked.into_iter().filter(|(asked, _)| *asked);
         asked.map(|(_, report)| super::require_effect(report)).collect()
     }

@@ -73,7 +73,11 @@ mod tests {
                 left: Vec::new(),
                 ..chosen
             });
-            assert_eq!(spelled_out(&recipe, &again, "avx2"), recipe, "a recipe is its own recipe");
+            assert_eq!(
+                spelled_out(&recipe, &again, "avx2"),
+                recipe,
+                "a recipe is its own recipe"
+            );
         }
     }
 }

@@ -18,7 +18,11 @@ fn products() -> (Model, Vec<i64>) {
     for layer in 0..4 {
         let mut weights = noise(layer, 64 * 64);
         if layer == 0 {
-            weights.iter_mut().skip(3).step_by(64).for_each(|weight| *weight *= 30.0);
+            weights
+                .iter_mut()
+                .skip(3)
+                .step_by(64)
+                .for_each(|weight| *weight *= 30.0);
         }
         let weights = b.floats(&[64, 64], &weights);
         let product = b.node("MatMul", &[&x, &weights]);
@@ -98,7 +102,11 @@ impl Bench {
 }
 
 fn raised(recipe: &[Stage]) -> usize {
-    recipe.iter().filter_map(|stage| stage.recover.as_ref()).map(|recover| recover.nodes.len()).sum()
+    recipe
+        .iter()
+        .filter_map(|stage| stage.recover.as_ref())
+        .map(|recover| recover.nodes.len())
+        .sum()
 }
 
 #[test]
@@ -111,8 +119,20 @@ fn products_that_a_goal_or_a_share_has_raised_are_raised_again() {
     let four = json!({"quantize": {"mode": "WeightOnly", "weights": "Int4"}});
     let share = json!({"recover": {"method": "RaisePrecision", "share": "0.5"}});
     for (stages, count) in [
-        (json!([recover("SmoothQuant"), static_, recover("GPTQ"), recover("BiasCorrection"), goal("0.999999")]), 3),
-        (json!([recover("SmoothQuant"), dynamic, recover("GPTQ"), goal("0.999999")]), 3),
+        (
+            json!([
+                recover("SmoothQuant"),
+                static_,
+                recover("GPTQ"),
+                recover("BiasCorrection"),
+                goal("0.999999")
+            ]),
+            3,
+        ),
+        (
+            json!([recover("SmoothQuant"), dynamic, recover("GPTQ"), goal("0.999999")]),
+            3,
+        ),
         (json!([four, recover("GPTQ"), share]), 2),
         (json!([dynamic, share]), 2),
         (json!([dynamic, goal("0.5")]), 0),
@@ -155,5 +175,9 @@ fn what_onnx_runtime_computes_with_floats_is_left_and_the_recipe_says_so() {
     let floats = candidate.graph.nodes.iter().filter(|node| node.name == named[0]);
     let weights: Vec<&String> = floats.map(|node| &node.inputs[1]).collect();
     assert_eq!(weights, [&deep]);
-    assert_eq!(std::fs::read_dir(bench.folder.path()).unwrap().count(), 2, "the graph of ONNX Runtime is removed");
+    assert_eq!(
+        std::fs::read_dir(bench.folder.path()).unwrap().count(),
+        2,
+        "the graph of ONNX Runtime is removed"
+    );
 }

@@ -254,7 +254,10 @@ mod tests {
         assert_eq!(files::list(out.path(), Limits::default()).unwrap(), packed.files);
         let annotated = packed.clone().annotated("a", "1").unwrap();
         assert_ne!(annotated.artifact_digest, packed.artifact_digest);
-        assert_eq!((&annotated.model_digest, &annotated.config), (&packed.model_digest, &packed.config));
+        assert_eq!(
+            (&annotated.model_digest, &annotated.config),
+            (&packed.model_digest, &packed.config)
+        );
         let manifest: Value = serde_json::from_slice(&annotated.manifest).unwrap();
         assert_eq!(manifest["annotations"], json!({"a": "1"}));
         std::fs::write(one.path().join("model.onnx"), "changed").unwrap();
