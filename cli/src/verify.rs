@@ -69,10 +69,10 @@ fn check_model(statement: &Statement, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Digest of a folder's model; `optimize` puts the evidence beside it, which is no part of it.
+/// Digest of a folder's model; `optimize` puts evidence and recipe beside it, which are no part of it.
 fn folder_digest(path: &Path) -> Result<Digest> {
     let mut files = storage::list(path, storage::Limits::default())?;
-    files.retain(|file| file.path != names::EVIDENCE_KEY);
+    files.retain(|file| ![names::EVIDENCE_KEY, names::RECIPE_FILE].contains(&file.path.as_str()));
     Ok(model_digest(&files))
 }
 

@@ -383,6 +383,32 @@ pub struct Made {
     pub seconds: f64,
     /// Peak resident memory of `optimize`, in bytes.
     pub peak_memory_bytes: u64,
+    /// How to make it again; none in reports of workers that knew no recipes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
+}
+
+/// Everything that a candidate's bytes are a function of: the same recipe gives the same bytes, at any number of threads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Recipe {
+    /// The candidate's stages, with all that the worker chose by measuring or by where it ran spelled out in the words of the schema.
+    pub stages: Vec<Stage>,
+    /// Model digest of the baseline.
+    pub model: Digest,
+    /// Digest over the files of the calibration data; none where no stage learned from any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Digest>,
+    /// Rows of it that were learned from, from the first.
+    pub rows: u64,
+    /// Columns that fed the model.
+    pub inputs: Vec<InputBinding>,
+    /// Version of the worker.
+    pub worker: String,
+    /// Version of ONNX Runtime.
+    pub onnxruntime: String,
+    /// Integer instruction set, as in [`Runtime`].
+    pub instruction_set: String,
 }
 
 /// What one pass did to the graph.

@@ -61,6 +61,10 @@ pub const REPORT_PREFIX: &str = "assayer-report-";
 pub const REPORT_KEY: &str = "report.json";
 /// Key of the DSSE envelope in an evidence config map.
 pub const EVIDENCE_KEY: &str = "evidence.dsse.json";
+/// Annotation on the manifest of a published candidate: its recipe, as JSON.
+pub const RECIPE: &str = "dev.assayer.recipe";
+/// File with the recipe of a candidate that was made on one machine; it lies beside the model and is no part of it.
+pub const RECIPE_FILE: &str = "recipe.yaml";
 /// Prefix of evidence config maps' names; 32 hex digits of the evidence digest follow.
 pub const EVIDENCE_PREFIX: &str = "assayer-evidence-";
 

@@ -8,6 +8,11 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Most patterns in a list of nodes.
+pub const MAX_PATTERNS: usize = 128;
+/// Most characters of a pattern.
+pub const MAX_PATTERN: usize = 256;
+
 /// One step that changes the model. Exactly one technique is named.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(KubeSchema))]
@@ -107,6 +112,9 @@ impl SimplifyPass {
 #[cfg_attr(feature = "kube", x_kube(validation = (
     "!has(self.goal) || self.method == 'RaisePrecision'",
     "goal is for method RaisePrecision: remove it or set method: RaisePrecision")))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.nodes) || (self.method == 'RaisePrecision' && !has(self.share) && !has(self.goal))",
+    "nodes is for method RaisePrecision, in the place of share and goal: remove it or them")))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recover {
     /// `SmoothQuant` evens out the inputs of matrix products (arXiv:2211.10438); it goes right before mode `Static` or `Dynamic`.
@@ -133,6 +141,15 @@ pub struct Recover {
         schemars(length(max = 8), regex(pattern = r"^0\.[5-9][0-9]{0,5}$"))
     )]
     pub goal: Option<String>,
+    /// Matrix products that `RaisePrecision` raises, whatever they lose: what a recipe has in the place of `share` and `goal`. In the same words
+    /// as `quantize.only`, 1 to 128 entries; one that matches no matrix product is refused. Needs no calibration data. Default: those that
+    /// lose most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(
+        feature = "kube",
+        schemars(length(min = 1, max = MAX_PATTERNS), inner(length(min = 1, max = MAX_PATTERN)))
+    )]
+    pub nodes: Vec<String>,
 }
 
 /// Method of winning accuracy back.
@@ -216,14 +233,14 @@ pub struct Quantize {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationMethod>,
     /// Nodes that may change; operators between two of them count, too. Each entry is the name of a node, the name of its first output, or
-    /// an operator type; `*` stands for any characters. At most 32 entries. One that matches no node of the simplified model is refused.
-    /// Default: what pays.
+    /// an operator type; `*` stands for any characters. At most 128 entries. One that matches no node of the simplified model is refused.
+    /// Default: what pays; in mode `Static`, also by what ONNX Runtime is seen to fuse and by measured time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "kube", schemars(length(max = 32), inner(length(min = 1, max = 128))))]
+    #[cfg_attr(feature = "kube", schemars(length(max = MAX_PATTERNS), inner(length(min = 1, max = MAX_PATTERN))))]
     pub only: Vec<String>,
     /// Nodes that stay as they are, in the same words as `only`, and stronger. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "kube", schemars(length(max = 32), inner(length(min = 1, max = 128))))]
+    #[cfg_attr(feature = "kube", schemars(length(max = MAX_PATTERNS), inner(length(min = 1, max = MAX_PATTERN))))]
     pub except: Vec<String>,
 }
 
@@ -446,7 +463,10 @@ fn misplaced(method: RecoverMethod, before: &[Stage]) -> Option<String> {
 pub fn calibrating(stages: &[Stage]) -> Option<&'static str> {
     stages.iter().find_map(|stage| match (&stage.quantize, &stage.recover) {
         (Some(quantize), _) => (quantize.mode == QuantizeMode::Static).then_some("quantizes with mode: Static"),
-        (None, Some(recover)) => (recover.method != RecoverMethod::Equalization).then_some("recovers accuracy"),
+        (None, Some(recover)) => {
+            let told = recover.method == RecoverMethod::Equalization || !recover.nodes.is_empty();
+            (!told).then_some("recovers accuracy")
+        }
         (None, None) => None,
     })
 }
@@ -522,6 +542,8 @@ mod tests {
         }
         assert_eq!(calibrating(&stages(&format!("[{dynamic}]"))), None);
         assert_eq!(calibrating(&stages(&format!("[{even}, {tensor}]"))), None);
+        let named = r#"{"recover": {"method": "RaisePrecision", "nodes": ["/layer.0/*"]}}"#;
+        assert_eq!(calibrating(&stages(&format!("[{dynamic}, {named}]"))), None);
         assert_eq!(
             calibrating(&stages(&format!("[{smooth}, {dynamic}]"))),
             Some("recovers accuracy")

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::failure::{Result, bug, disk, reasons, refused};
 
 /// Most bytes of a plan (the contract's annotation is smaller by far).
-const MAX_PLAN_BYTES: u64 = 64 * 1024;
+const MAX_PLAN_BYTES: u64 = 128 * 1024;
 /// Most bytes of a note that one container leaves for the next.
 const MAX_NOTE_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -207,7 +207,7 @@ mod tests {
                 &GOOD.replace("\"work\"", "\"hostPath\":\"/\",\"work\""),
                 "unknown field",
             ),
-            (&" ".repeat(70_000), "more than 65536 bytes"),
+            (&" ".repeat(140_000), "more than 131072 bytes"),
         ] {
             let failure = plan_with(text).unwrap_err();
             assert_eq!(failure.reason, reasons::PLAN_INVALID);

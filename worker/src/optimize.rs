@@ -4,13 +4,17 @@
 //! the instruction set. A candidate that ONNX Runtime does not load and run is an error, not a result.
 
 mod goal;
+mod integers;
+mod kernels;
 mod likeness;
+mod pace;
 mod quantization;
 mod reference;
+mod regions;
 mod scratch;
 mod stage;
 
-pub use stage::Stage;
+pub use stage::{Chosen, Stage};
 
 use crate::{
     calibrate::{self, DataError, Samples},
@@ -85,6 +89,8 @@ pub struct Request<'r> {
     pub threads: usize,
     /// Bounds on the model.
     pub limits: Limits,
+    /// What is known of the samples beforehand.
+    pub given: Given,
 }
 
 /// What the user says of the samples, and what is known of them from earlier runs.
@@ -122,6 +128,8 @@ pub struct OptimizeReport {
     pub opset_after: i64,
     /// Every pass in order.
     pub passes: Vec<Report>,
+    /// What each stage that quantizes chose, in order.
+    pub chosen: Vec<Chosen>,
     /// Bytes of the baseline, external data included.
     pub bytes_before: u64,
     /// Bytes of the candidate, external data included.
@@ -149,17 +157,7 @@ pub fn optimize(
     samples: Samples<'_>,
     progress: &mut dyn FnMut(Step),
 ) -> Result<OptimizeReport, Error> {
-    optimize_given(runtime, request, &Given::default(), samples, progress)
-}
-
-/// Makes one candidate, as [`optimize`] does, for samples of which something is given.
-pub fn optimize_given(
-    runtime: &Runtime,
-    request: &Request<'_>,
-    given: &Given,
-    samples: Samples<'_>,
-    progress: &mut dyn FnMut(Step),
-) -> Result<OptimizeReport, Error> {
+    let given = &request.given;
     progress(Step::Read);
     let mut model = onnx::read(request.model, &request.limits)?;
     onnx::check(&model, &request.limits)?;
@@ -191,7 +189,6 @@ pub fn optimize_given(
             request,
             model,
             samples,
-            given.tables.as_ref(),
             &probe,
             &mut reference,
             &mut scratch,
@@ -223,7 +220,6 @@ fn make(
     request: &Request<'_>,
     mut model: Model,
     samples: Samples<'_>,
-    tables: Option<&calibrate::Tables>,
     probe: &[Tensor],
     reference: &mut Reference<'_>,
     scratch: &mut Scratch,
@@ -235,7 +231,8 @@ fn make(
         stages,
         mut reports,
     } = simplify(&mut model, request)?;
-    let mut done = 0;
+    let (mut done, mut chosen) = (0, Vec::new());
+    let mut asked = false;
     for stage in stages {
         if stage.runs() {
             reference.wait()?;
@@ -247,14 +244,20 @@ fn make(
             progress(step);
         };
         let mut calibration = Calibration {
+            scratch: &request.output.with_added_extension("optimized"),
+            limits: &request.limits,
             runtime,
             threads: request.threads,
+            asked,
             samples,
-            tables,
+            tables: request.given.tables.as_ref(),
             probe,
             progress: &mut told,
         };
-        reports.extend(stage.apply(&mut model, &mut calibration)?);
+        let applied = stage.apply(&mut model, &mut calibration)?;
+        asked = matches!(stage, Stage::Choose(_));
+        reports.extend(applied.reports);
+        chosen.extend(applied.chosen);
         onnx::check(&model, &request.limits)?;
     }
 
@@ -280,6 +283,7 @@ fn make(
         opset_before: upgraded.before,
         opset_after: upgraded.after,
         passes: reports,
+        chosen,
         bytes_before: 0,
         bytes_after: written.bytes,
         nodes_before: 0,

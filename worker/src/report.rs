@@ -183,6 +183,7 @@ mod tests {
             calibration_rows: 1,
             seconds: 1.0,
             peak_memory_bytes: 1,
+            recipe: None,
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use assayer_worker::{
     onnx::{ElementType, Limits, Tensor},
-    optimize::{Request, Stage, optimize},
+    optimize::{Given, Request, Stage, optimize},
     passes::{Bits, Blocks, Recovery},
     session::Runtime,
 };
@@ -122,6 +122,7 @@ fn a_model_over_two_gibibytes_takes_little_more_memory_than_its_own() {
         })],
         threads: 2,
         limits: Limits::default(),
+        given: Given::default(),
     };
     let runtime = Runtime::load(None).unwrap();
     let samples = || Box::new(std::iter::once(Ok(vec![input.clone()]))) as Box<dyn Iterator<Item = _>>;

@@ -335,7 +335,7 @@ fn a_model_is_made_and_measured() {
     assert!(baseline.candidate.is_none());
 
     let made = bench.job("make", Work::Make(bench.make(QuantizeMode::Static))).made();
-    assert_eq!(made.tag, format!("assayer-int8-{}", made.model_digest.short(12)));
+    assert_eq!(made.tag, format!("assayer-int8-{}", made.artifact_digest.short(12)));
     assert_eq!(made.calibration_rows, 64);
     assert!(
         made.passes

@@ -1,4 +1,4 @@
-//! Where results go: models, signed evidence and the public key, all at once or not at all.
+//! Where results go: models, signed evidence, recipes and the public key, all at once or not at all.
 //!
 //! Decides names of files, and that nothing is replaced which an earlier run did not make. Never judges.
 
@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use assayer_crds::contract::Recipe;
 use assayer_crds::digest::Digest;
 use assayer_crds::evidence::OptimizationReference;
 use assayer_crds::names;
@@ -102,6 +103,10 @@ impl Place {
                 let (envelope, digest) = dsse::sign(&statement::compose(claim)?, key)?;
                 let file = folder.join(names::EVIDENCE_KEY);
                 fs::write(&file, envelope).with_context(|| format!("write {}", file.display()))?;
+                if let Some(recipe) = &model.made.recipe {
+                    let file = folder.join(names::RECIPE_FILE);
+                    fs::write(&file, written(recipe)?).with_context(|| format!("write {}", file.display()))?;
+                }
                 recorded.push(Recorded {
                     candidate: judged.candidate.name.clone(),
                     digest,
@@ -157,6 +162,14 @@ impl Place {
         let _moved = aside.keep();
         Ok(())
     }
+}
+
+/// A recipe for people, whose stages can be pasted into a manifest.
+fn written(recipe: &Recipe) -> Result<String> {
+    let yaml = serde_saphyr::to_string(recipe).context("write the recipe as YAML")?;
+    Ok(format!(
+        "# As `stages` of a candidate, these stages give the same bytes wherever the rest is as below.\n{yaml}"
+    ))
 }
 
 /// Before minutes of work: whether `folder` can be made or written, by trying. Nothing stays.

@@ -106,6 +106,7 @@ pub(super) fn json(outcome: &Outcome, recorded: &[Recorded], place: &Place) -> V
                 "modelDigest": model.made.model_digest,
                 "bytes": model.made.bytes,
             })),
+            "recipe": judged.model.as_ref().and_then(|model| model.made.recipe.as_ref()),
             "measured": judged.measured.iter().map(|taken| &taken.measured).collect::<Vec<_>>(),
             "verdicts": judged.verdicts,
             "evidence": evidence.map(|recorded| json!({"digest": recorded.digest, "folder": place.of(name)})),

@@ -85,6 +85,33 @@ fn ranges_are_kept_and_found_again_where_the_user_says() {
 }
 
 #[test]
+fn the_stages_of_a_recipe_can_be_pasted_and_give_the_same_model() {
+    let scene = Scene::new(|manifest| {
+        manifest["spec"]["candidates"][0]["stages"] = json!([
+            {"quantize": {"mode": "Static", "calibration": {"method": "Percentile"}}},
+        ]);
+    });
+    let first = scene.optimize();
+    assert_eq!(first.status.code(), Some(0), "{}", said(&first));
+    let recipe: Value =
+        serde_saphyr::from_str(&fs::read_to_string(scene.path("out/static-int8/recipe.yaml")).unwrap()).unwrap();
+    assert!(
+        recipe["rows"].as_u64() > Some(0)
+            && recipe["calibration"]
+                .as_str()
+                .is_some_and(|digest| digest.starts_with("sha256:"))
+    );
+    let model = fs::read(scene.path("out/static-int8/magika.onnx")).unwrap();
+    let pasted = Scene::new(|manifest| manifest["spec"]["candidates"][0]["stages"] = recipe["stages"].clone());
+    let second = pasted.optimize();
+    assert_eq!(second.status.code(), Some(0), "{}", said(&second));
+    assert!(
+        fs::read(pasted.path("out/static-int8/magika.onnx")).unwrap() == model,
+        "{recipe}"
+    );
+}
+
+#[test]
 fn a_missed_gate_rejects_with_number_and_limit_and_evidence_is_kept() {
     let scene = Scene::new(|manifest| {
         manifest["spec"]["gates"] = json!([{"name": "tiny", "metric": "artifactSize", "max": "1k"}]);

@@ -210,6 +210,7 @@ fn outcome(plan: &WorkerPlan) -> Outcome {
                 calibration_rows: 0,
                 seconds: 2.0,
                 peak_memory_bytes: 1 << 27,
+                recipe: None,
             })
         }
         Work::Measure(asked) => {

@@ -69,8 +69,8 @@ pub struct Node {
     pub outputs: Vec<String>,
     /// Attributes.
     pub attributes: Vec<Attribute>,
-    /// Passes leave it as it is. Lives in memory only: no file says so.
-    pub pinned: bool,
+    /// Why passes leave it as it is, if they do. Lives in memory only: no file says so.
+    pub pinned: Option<&'static str>,
     /// Fields not interpreted.
     pub rest: Vec<u8>,
 }

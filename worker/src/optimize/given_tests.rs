@@ -66,9 +66,10 @@ fn a_model_of_a_fixed_batch_is_quantized_at_the_shape_of_the_data() {
             stages: &[Stage::Quantize(stage)],
             threads: 1,
             limits: Limits::default(),
+            given: given.clone(),
         };
         let samples = || Box::new(images.iter().cloned().map(Ok)) as Box<dyn Iterator<Item = _>>;
-        optimize_given(&testing::runtime(), &request, &given, &samples, &mut |_| {})
+        optimize(&testing::runtime(), &request, &samples, &mut |_| {})
     };
     let report = make(false, Quantize::default()).unwrap();
     let pass = |name: &str| report.passes.iter().find(|pass| pass.name == name).unwrap().changed;

@@ -2,35 +2,36 @@
 
 /// What was settled on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Settled {
+pub(super) struct Settled<T> {
     /// Products to raise.
     pub(super) count: usize,
     /// What was measured with so many.
     pub(super) likeness: f64,
+    /// What was made with so many.
+    pub(super) made: T,
 }
 
-impl Settled {
+impl<T> Settled<T> {
     /// In words, for a goal and as many as may be raised.
-    pub(super) fn told(self, goal: f64, most: usize) -> String {
-        let Self { count, likeness } = self;
-        let verdict = if likeness >= goal { "reaches" } else { "misses" };
+    pub(super) fn told(&self, goal: f64, most: usize) -> String {
+        let Self { count, likeness, .. } = self;
+        let verdict = if *likeness >= goal { "reaches" } else { "misses" };
         format!("likeness {likeness:.6} with {count} of at most {most} products raised {verdict} the goal of {goal}")
     }
 }
 
-/// The fewest products, of at most `most`, with which `measure` gives at least `goal`; the best that was seen where none does.
+/// The fewest products, of at most `most`, with which what `attempt` makes has a likeness of at least `goal`; the best that was made where
+/// none does.
 ///
-/// Supposes that more is not worse, and measures what it gives: a bisection.
-pub(super) fn fewest<E>(
+/// Supposes that more is not worse, and measures what it gives: a bisection. Of what was made, two are kept at a time.
+pub(super) fn fewest<T, E>(
     goal: f64,
     most: usize,
-    mut measure: impl FnMut(usize) -> Result<f64, E>,
-) -> Result<Settled, E> {
+    mut attempt: impl FnMut(usize) -> Result<(T, f64), E>,
+) -> Result<Settled<T>, E> {
     let mut at = |count| {
-        Ok(Settled {
-            count,
-            likeness: measure(count)?,
-        })
+        let (made, likeness) = attempt(count)?;
+        Ok(Settled { count, likeness, made })
     };
     let none = at(0)?;
     if none.likeness >= goal || most == 0 {
@@ -40,6 +41,7 @@ pub(super) fn fewest<E>(
     if enough.likeness < goal {
         return Ok(if enough.likeness > none.likeness { enough } else { none });
     }
+    drop(none);
     let mut short = 0;
     while enough.count - short > 1 {
         let middle = at(short.midpoint(enough.count))?;
@@ -58,11 +60,11 @@ mod tests {
     use proptest::prelude::*;
     use std::convert::Infallible;
 
-    fn settle(goal: f64, values: &[f64]) -> (Settled, usize) {
+    fn settle(goal: f64, values: &[f64]) -> (Settled<usize>, usize) {
         let mut tries = 0;
-        let settled = fewest::<Infallible>(goal, values.len() - 1, |count| {
+        let settled = fewest::<_, Infallible>(goal, values.len() - 1, |count| {
             tries += 1;
-            Ok(values[count])
+            Ok((count, values[count]))
         });
         (settled.unwrap(), tries)
     }
@@ -70,7 +72,8 @@ mod tests {
     #[test]
     fn the_best_is_kept_when_the_goal_is_missed() {
         for (values, count) in [(vec![0.9, 0.95, 0.97], 2), (vec![0.9, 0.95, 0.8], 0), (vec![0.9], 0)] {
-            assert_eq!(settle(0.99, &values).0.count, count, "{values:?}");
+            let (settled, _) = settle(0.99, &values);
+            assert_eq!((settled.count, settled.made), (count, count), "{values:?}");
         }
     }
 
@@ -81,6 +84,7 @@ mod tests {
             let (settled, tries) = settle(goal, &values);
             let first = values.iter().position(|value| *value >= goal).unwrap_or(values.len() - 1);
             prop_assert_eq!(values[settled.count].to_bits(), values[first].to_bits());
+            prop_assert_eq!(settled.made, settled.count);
             prop_assert!(tries <= 9);
         }
     }

@@ -107,6 +107,7 @@ fn candidate(model: &Model, stages: &[Stage], feed: &Feed) -> (Vec<u8>, Vec<Stri
         stages,
         threads: 1,
         limits: Limits::default(),
+        given: Given::default(),
     };
     let batches = || {
         let batches = feed
@@ -139,7 +140,7 @@ fn padded_rows_with_a_mask_give_the_bytes_of_natural_ones() {
         })
     };
     let none = Recovery::default();
-    let raise = Some(Raise {
+    let raise = Some(Raise::Worst {
         share: 0.9,
         goal: Some(0.999_999),
     });
@@ -154,10 +155,13 @@ fn padded_rows_with_a_mask_give_the_bytes_of_natural_ones() {
         vec![fixed(Method::Percentile(99.9))],
         vec![fixed(Method::MeanSquaredError)],
         vec![Stage::Smooth(smoothing), fixed(Method::MinMax)],
-        vec![recovered(Recovery { gptq: true, ..none })],
+        vec![recovered(Recovery {
+            gptq: true,
+            ..none.clone()
+        })],
         vec![recovered(Recovery {
             bias_correction: true,
-            ..none
+            ..none.clone()
         })],
         vec![recovered(Recovery { raise, ..none })],
     ];

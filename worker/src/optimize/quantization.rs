@@ -4,9 +4,9 @@ use crate::{
     calibrate::{Gram, Observed},
     onnx::Model,
     passes::{
-        Bits, Blocks, Error, Mode, Quantize, Recovering, Recovery, Report, quantize_blocks, quantize_dynamic,
+        Bits, Blocks, Error, Mode, Quantize, Raise, Recovering, Recovery, Report, quantize_blocks, quantize_dynamic,
         quantize_static,
-        raise_precision::{Otherwise, Worst},
+        raise_precision::{Otherwise, Products},
     },
 };
 use std::collections::BTreeMap;
@@ -28,12 +28,12 @@ pub(super) struct Quantization<'k> {
     pub(super) grams: &'k BTreeMap<String, Gram>,
 }
 
-impl Quantization<'_> {
+impl<'k> Quantization<'k> {
     /// How accuracy is won back.
-    pub(super) fn recovery(&self) -> Recovery {
+    pub(super) fn recovery(&self) -> &'k Recovery {
         match self.form {
-            Form::Integers(settings, _) => settings.recovery,
-            Form::Blocks(settings) => settings.recovery,
+            Form::Integers(settings, _) => &settings.recovery,
+            Form::Blocks(settings) => &settings.recovery,
         }
     }
 
@@ -46,20 +46,24 @@ impl Quantization<'_> {
     }
 
     /// The products that may be raised, where that was asked for.
-    pub(super) fn worst(&self, model: &Model) -> Result<Option<Worst>, Error> {
-        let (Some(raise), Some(otherwise)) = (self.recovery().raise, self.otherwise()) else {
+    pub(super) fn products(&self, model: &Model) -> Result<Option<Products>, Error> {
+        let (Some(raise), Some(otherwise)) = (&self.recovery().raise, self.otherwise()) else {
             return Ok(None);
         };
         let recovering = Recovering::new(self.recovery(), self.grams);
-        Worst::of(model, raise.share, otherwise, &recovering).map(Some)
+        match raise {
+            Raise::Worst { share, .. } => Products::worst(model, *share, otherwise, &recovering),
+            Raise::Named(patterns) => Products::named(model, patterns),
+        }
+        .map(Some)
     }
 
-    /// Quantizes `model`, with so many of the worst products raised. Their report, if there are any, is the first.
-    pub(super) fn apply(&self, model: &mut Model, raised: Option<(&Worst, usize)>) -> Result<Vec<Report>, Error> {
+    /// Quantizes `model`, with so many of the products raised. Their report, if there are any, is the first.
+    pub(super) fn apply(&self, model: &mut Model, raised: Option<(&Products, usize)>) -> Result<Vec<Report>, Error> {
         let mut recovering = Recovering::new(self.recovery(), self.grams);
         let mut reports = Vec::new();
-        if let (Some((worst, count)), Some(otherwise)) = (raised, self.otherwise()) {
-            reports.push(worst.raise(model, count, otherwise, &mut recovering)?);
+        if let (Some((products, count)), Some(otherwise)) = (raised, self.otherwise()) {
+            reports.push(products.raise(model, count, otherwise, &mut recovering)?);
         }
         reports.push(match self.form {
             Form::Integers(settings, observed) => match settings.mode {

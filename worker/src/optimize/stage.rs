@@ -7,14 +7,14 @@ use super::{
 };
 use crate::{
     calibrate::{self, Batches, Key, Learned, Method, Rows, Samples, Tables, Unused, Wanted},
-    onnx::{Model, Tensor},
+    onnx::{Limits, Model, Tensor},
     passes::{
-        self, Blocks, Choice, Format, Mode, Quantize, Recovery, Report, Simplify, Smoothing, choice, equalize, float16,
-        quantize_static, quantize_tables, smooth,
+        self, Blocks, Choice, Format, Mode, Quantize, Raise, Recovery, Report, Simplify, Smoothing, choice, equalize,
+        float16, smooth,
     },
     session::Runtime,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 /// One stage of a candidate.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,10 +35,42 @@ pub enum Stage {
     Float16,
 }
 
+/// What a stage that quantizes chose by what it measured, in patterns that choose the same again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Chosen {
+    /// Matrix products that were raised.
+    pub raised: Vec<String>,
+    /// Nodes that were left, although nobody asked for it.
+    pub left: Vec<String>,
+}
+
+/// What came of a stage.
+#[derive(Debug)]
+pub(super) struct Applied {
+    /// One for each pass that ran.
+    pub(super) reports: Vec<Report>,
+    /// Of stages that quantize.
+    pub(super) chosen: Option<Chosen>,
+}
+
+impl Applied {
+    fn plain(report: Report) -> Self {
+        Self {
+            reports: vec![report],
+            chosen: None,
+        }
+    }
+}
+
 /// What a stage can calibrate with.
 pub(super) struct Calibration<'r, 's, 'p> {
+    /// A file that may be written and is removed again.
+    pub(super) scratch: &'r Path,
+    pub(super) limits: &'r Limits,
     pub(super) runtime: &'r Runtime,
     pub(super) threads: usize,
+    /// Whether the user says which nodes the stage is about.
+    pub(super) asked: bool,
     pub(super) samples: Samples<'s>,
     /// Where ranges are kept for the next run, and may lie from an earlier one.
     pub(super) tables: Option<&'r Tables>,
@@ -69,13 +101,9 @@ impl Stage {
         matches!(self, Self::Quantize(settings) if settings.format == Format::Qdq)
     }
 
-    /// Changes the model; one report for each pass that ran.
-    pub(super) fn apply(
-        &self,
-        model: &mut Model,
-        calibration: &mut Calibration<'_, '_, '_>,
-    ) -> Result<Vec<Report>, Error> {
-        let reports = match self {
+    /// Changes the model.
+    pub(super) fn apply(&self, model: &mut Model, calibration: &mut Calibration<'_, '_, '_>) -> Result<Applied, Error> {
+        let applied = match self {
             Self::Simplify(_) => {
                 return Err(passes::Error::Setting {
                     pass: "simplify",
@@ -85,38 +113,14 @@ impl Stage {
                 }
                 .into());
             }
-            Self::Choose(choice) => return Ok(vec![choice.pin(model)?]),
+            Self::Choose(choice) => return Ok(Applied::plain(choice.pin(model)?)),
             Self::Smooth(settings) => {
                 let rows = passes::product_inputs(model);
                 let seen = calibration.learn(model, &[], Method::MinMax, &rows)?;
-                Ok(vec![smooth::apply(model, *settings, &seen.rows)?])
+                Applied::plain(smooth::apply(model, *settings, &seen.rows)?)
             }
-            Self::Equalize => Ok(vec![equalize::apply(model)?]),
-            Self::Quantize(settings) => {
-                // First: calibration then sees the activations that rounded rows give.
-                let mut reports = vec![quantize_tables::apply(model)?];
-                let ranges = match settings.mode {
-                    Mode::Static => quantize_static::taps(model),
-                    Mode::Dynamic => Vec::new(),
-                };
-                let rows = rows_for(model, settings.recovery);
-                let (learned, told) = match calibration.tables {
-                    Some(tables) if rows.is_empty() && !ranges.is_empty() => {
-                        calibration.look_up(tables, model, &ranges, settings.calibration)?
-                    }
-                    _ => (
-                        calibration.learn(model, &ranges, settings.calibration, &rows)?,
-                        String::new(),
-                    ),
-                };
-                let form = Form::Integers(settings, &learned.ranges);
-                let grams = &learned.rows;
-                reports.extend(calibration.quantize(model, &Quantization { form, grams })?);
-                if let Some(report) = reports.iter_mut().find(|report| report.name == quantize_static::NAME) {
-                    report.tell(&told);
-                }
-                Ok(reports)
-            }
+            Self::Equalize => Applied::plain(equalize::apply(model)?),
+            Self::Quantize(settings) => calibration.integers(model, settings)?,
             Self::Float16 => {
                 let probe = calibration.probe;
                 let mut tried = std::iter::once_with(|| Ok::<_, calibrate::DataError>(probe.to_vec()));
@@ -126,22 +130,25 @@ impl Stage {
                 let mut told = |done| (calibration.progress)(Step::Calibrate(done));
                 let seen = calibrate::magnitudes(calibration.runtime, calibration.threads, model, batches, &mut told)?;
                 (calibration.progress)(Step::Quantize);
-                Ok(vec![float16::apply(model, &seen)?])
+                Applied {
+                    chosen: Some(Chosen::default()),
+                    ..Applied::plain(float16::apply(model, &seen)?)
+                }
             }
             Self::QuantizeBlocks(settings) => {
-                let rows = rows_for(model, settings.recovery);
+                let rows = rows_for(model, &settings.recovery);
                 let grams = &calibration.learn(model, &[], Method::MinMax, &rows)?.rows;
                 let form = Form::Blocks(settings);
-                calibration.quantize(model, &Quantization { form, grams })
+                calibration.quantize(model, &Quantization { form, grams })?
             }
         };
         choice::unpin(model);
-        reports
+        Ok(applied)
     }
 }
 
 /// Inputs of products that `recovery` must know more of.
-fn rows_for(model: &Model, recovery: Recovery) -> Vec<String> {
+pub(super) fn rows_for(model: &Model, recovery: &Recovery) -> Vec<String> {
     if recovery.calibrates() {
         passes::product_inputs(model)
     } else {
@@ -151,7 +158,7 @@ fn rows_for(model: &Model, recovery: Recovery) -> Vec<String> {
 
 impl Calibration<'_, '_, '_> {
     /// What one pass over the samples says of `ranges` and `rows`; no pass where there is none of them.
-    fn learn<T: Rows + Send>(
+    pub(super) fn learn<T: Rows + Send>(
         &mut self,
         model: &Model,
         ranges: &[String],
@@ -174,7 +181,7 @@ impl Calibration<'_, '_, '_> {
 
     /// Ranges from a table that an earlier run left for the same question; what one pass over the samples says where there is no sound
     /// one, and a table for the next run. And where they come from, in words.
-    fn look_up<T: Rows + Send>(
+    pub(super) fn look_up<T: Rows + Send>(
         &mut self,
         tables: &Tables,
         model: &Model,
@@ -213,23 +220,35 @@ impl Calibration<'_, '_, '_> {
     }
 
     /// Quantizes with as many products raised as the goal asks for.
-    fn quantize(&mut self, model: &mut Model, quantization: &Quantization<'_>) -> Result<Vec<Report>, Error> {
-        let (Some(worst), Some(raise)) = (quantization.worst(model)?, quantization.recovery().raise) else {
-            return Ok(quantization.apply(model, None)?);
+    pub(super) fn quantize(&mut self, model: &mut Model, quantization: &Quantization<'_>) -> Result<Applied, Error> {
+        let applied = |reports, raised| Applied {
+            reports,
+            chosen: Some(Chosen {
+                raised,
+                ..Chosen::default()
+            }),
         };
-        let Some(goal) = raise.goal else {
-            return Ok(quantization.apply(model, Some((&worst, worst.count())))?);
+        let Some(products) = quantization.products(model)? else {
+            return Ok(applied(quantization.apply(model, None)?, Vec::new()));
         };
-        let float = model.clone();
-        let settled = goal::fewest(goal, worst.count(), |count| {
+        let most = products.count();
+        let Some(Raise::Worst { goal: Some(goal), .. }) = quantization.recovery().raise else {
+            let reports = quantization.apply(model, Some((&products, most)))?;
+            return Ok(applied(reports, products.words(most)));
+        };
+        let float = &*model;
+        let settled = goal::fewest(goal, most, |count| {
             let mut tried = float.clone();
-            quantization.apply(&mut tried, Some((&worst, count)))?;
-            likeness(self.runtime, self.threads, (&float, &tried), &mut *(self.samples)())
+            let reports = quantization.apply(&mut tried, Some((&products, count)))?;
+            let alike = likeness(self.runtime, self.threads, (float, &tried), &mut *(self.samples)())?;
+            Ok::<_, Error>(((tried, reports), alike))
         })?;
-        let mut reports = quantization.apply(model, Some((&worst, settled.count)))?;
+        let (note, raised) = (settled.told(goal, most), products.words(settled.count));
+        let (chosen, mut reports) = settled.made;
+        *model = chosen;
         if let Some(report) = reports.first_mut() {
-            report.note = settled.told(goal, worst.count());
+            report.note = note;
         }
-        Ok(reports)
+        Ok(applied(reports, raised))
     }
 }

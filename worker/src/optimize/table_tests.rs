@@ -22,19 +22,20 @@ fn made(model: &Model, settings: &Quantize, feed: &Feed, folder: Option<&Path>) 
     let work = tempfile::tempdir().unwrap();
     let (source, output) = (work.path().join("encoder.onnx"), work.path().join("candidate.onnx"));
     onnx::write(model, &source).unwrap();
+    let tables = folder.map(|folder| Tables {
+        folder: folder.to_owned(),
+        instruction_set: "here".to_owned(),
+    });
     let request = Request {
         model: &source,
         output: &output,
         stages: &[Stage::Quantize(settings.clone())],
         threads: 1,
         limits: Limits::default(),
-    };
-    let given = Given {
-        tables: folder.map(|folder| Tables {
-            folder: folder.to_owned(),
-            instruction_set: "here".to_owned(),
-        }),
-        ..Given::default()
+        given: Given {
+            tables,
+            ..Given::default()
+        },
     };
     let batches = || {
         let batches = feed
@@ -42,7 +43,7 @@ fn made(model: &Model, settings: &Quantize, feed: &Feed, folder: Option<&Path>) 
             .map(|batch| batch.map_err(|error| Box::new(error) as DataError));
         Box::new(batches) as Box<dyn Iterator<Item = _>>
     };
-    let report = optimize_given(&testing::runtime(), &request, &given, &batches, &mut |_| {}).unwrap();
+    let report = optimize(&testing::runtime(), &request, &batches, &mut |_| {}).unwrap();
     let notes: Vec<String> = report.passes.into_iter().map(|pass| pass.note).collect();
     (
         std::fs::read(&output).unwrap(),

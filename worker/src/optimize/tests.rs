@@ -55,6 +55,7 @@ fn make_stages(stages: &[Stage], threads: usize, output: &Path) -> Result<Optimi
         stages,
         threads,
         limits: Limits::default(),
+        given: Given::default(),
     };
     let batches = samples();
     optimize(
@@ -136,9 +137,12 @@ fn the_real_model_in_blocks_is_small_and_agrees() {
     let held_out: Vec<Vec<Tensor>> = samples().split_off(12);
     let baseline = top(&testing::magika(), &held_out);
     let plain = Recovery::default();
-    let gptq = Recovery { gptq: true, ..plain };
+    let gptq = Recovery {
+        gptq: true,
+        ..plain.clone()
+    };
     for (bits, recovery, least) in [
-        (Bits::Eight, plain, 98),
+        (Bits::Eight, plain.clone(), 98),
         (Bits::Four, plain, 90),
         (Bits::Four, gptq, 90),
     ] {
@@ -146,7 +150,7 @@ fn the_real_model_in_blocks_is_small_and_agrees() {
         let stages = [Stage::QuantizeBlocks(Blocks {
             bits,
             size: 32,
-            recovery,
+            recovery: recovery.clone(),
         })];
         let report = make_stages(&stages, 1, &output).unwrap();
         let pass = |name| report.passes.iter().find(|pass| pass.name == name);
@@ -212,6 +216,7 @@ fn dynamic_stages_need_no_data() {
         stages: &[Stage::Quantize(settings.clone())],
         threads: 1,
         limits: Limits::default(),
+        given: Given::default(),
     };
     let report = optimize(
         &testing::runtime(),
@@ -250,12 +255,20 @@ fn equal_inputs_give_equal_bytes_at_any_number_of_threads() {
     let four = Blocks {
         bits: Bits::Four,
         size: 32,
-        recovery: gptq,
+        recovery: gptq.clone(),
     };
     for stages in [
-        vec![quantize(Method::MinMax, Granularity::PerTensor, plain)],
-        vec![quantize(Method::MovingAverage(0.1), Granularity::PerTensor, plain)],
-        vec![quantize(Method::Percentile(99.99), Granularity::PerTensor, plain)],
+        vec![quantize(Method::MinMax, Granularity::PerTensor, plain.clone())],
+        vec![quantize(
+            Method::MovingAverage(0.1),
+            Granularity::PerTensor,
+            plain.clone(),
+        )],
+        vec![quantize(
+            Method::Percentile(99.99),
+            Granularity::PerTensor,
+            plain.clone(),
+        )],
         vec![quantize(Method::MeanSquaredError, Granularity::PerTensor, plain)],
         vec![quantize(Method::Entropy, Granularity::PerChannel, gptq)],
         vec![Stage::QuantizeBlocks(four)],
@@ -298,6 +311,7 @@ fn settings_that_make_no_sense_and_missing_data_are_refused() {
         stages: &[Stage::Quantize(Quantize::default())],
         threads: 1,
         limits: Limits::default(),
+        given: Given::default(),
     };
     let runtime = testing::runtime();
     let error = optimize(&runtime, &request, &|| Box::new(std::iter::empty()), &mut |_| {}).unwrap_err();
@@ -336,7 +350,7 @@ fn precision_is_raised_until_the_goal_is_reached_and_the_best_is_kept_when_it_is
             bits: Bits::Four,
             size: 32,
             recovery: Recovery {
-                raise: Some(Raise { share: 0.8, goal }),
+                raise: Some(Raise::Worst { share: 0.8, goal }),
                 ..Recovery::default()
             },
         };
@@ -346,6 +360,7 @@ fn precision_is_raised_until_the_goal_is_reached_and_the_best_is_kept_when_it_is
             stages: &[Stage::QuantizeBlocks(settings)],
             threads: 1,
             limits: Limits::default(),
+            given: Given::default(),
         };
         let batch = |seed| Ok(vec![Tensor::floats("x", &[4, 64], &testing::noise(seed, 256)).unwrap()]);
         let report = optimize(
@@ -414,6 +429,7 @@ fn the_real_model_in_sixteen_bits_is_half_and_agrees_with_and_without_data() {
             stages: &[Stage::Float16],
             threads: 1,
             limits: Limits::default(),
+            given: Given::default(),
         };
         let open = || -> Box<dyn Iterator<Item = _>> { Box::new(batches.iter().take(given).cloned().map(Ok)) };
         let report = optimize(&testing::runtime(), &request, &open, &mut |_| {}).unwrap();

@@ -254,7 +254,7 @@ fn what_goes_by_calibration_leaves_bodies_and_says_so() {
         gptq: true,
         ..Recovery::default()
     };
-    let mut recovering = Recovering::new(recovery, &grams);
+    let mut recovering = Recovering::new(&recovery, &grams);
     let mut model = float.clone();
     let settings = Quantize {
         mode: Mode::Dynamic,

@@ -104,6 +104,14 @@ impl Report {
         }
     }
 
+    /// The same for a node that may be listed already.
+    pub(crate) fn leave_once(&mut self, node: &onnx::Node, why: &str) {
+        let label = shown(node.label());
+        if self.left.iter().all(|left| left.node != label) {
+            self.leave(node, why);
+        }
+    }
+
     fn leave(&mut self, node: &onnx::Node, why: impl Into<String>) {
         self.left_count += 1;
         if self.left.len() < MOST_LISTED {
@@ -143,16 +151,18 @@ pub enum Error {
     },
     /// A pattern that chooses nothing.
     #[error(
-        "quantize.{field}: no node of the simplified model matches {pattern}; a pattern is the name of a node, of its first output, or an \
-         operator type, with * for any characters; there are {types}"
+        "{field}: no {what} of the simplified model matches {pattern}; a pattern is the name of a node, of its first output, or an operator \
+         type, with * for any characters; there are {known}"
     )]
     Pattern {
-        /// `only` or `except`.
+        /// The field.
         field: &'static str,
+        /// What it should have chosen.
+        what: &'static str,
         /// Escaped pattern.
         pattern: String,
-        /// Operator types of the model.
-        types: String,
+        /// Escaped: what could be chosen.
+        known: String,
     },
     /// A weight holds NaN or infinity.
     #[error("weight {name} holds a value that is not finite; it cannot be quantized")]

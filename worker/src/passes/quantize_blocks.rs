@@ -5,7 +5,6 @@
 use super::{
     Error, Report,
     blocks::{Bits, Order},
-    choice,
     nbits::{self, Known, Rewrite, whole},
     quantize_lstm,
     quantize_tables::table,
@@ -19,7 +18,7 @@ const NAME: &str = "quantize-blocks";
 const SHORTEST: usize = 16;
 
 /// How weights are cut and kept.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Blocks {
     /// Bits of a weight.
     pub bits: Bits,
@@ -66,8 +65,8 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
             let Some(table) = table(index, node).filter(|table| table.dims[0] >= SHORTEST) else {
                 continue;
             };
-            if node.pinned {
-                report.leave(node, choice::PINNED);
+            if let Some(why) = node.pinned {
+                report.leave(node, why);
                 continue;
             }
             match block_of(settings.size, table.dims[1]) {
@@ -224,13 +223,13 @@ mod tests {
             gptq: true,
             ..Recovery::default()
         };
+        let none = std::collections::BTreeMap::new();
+        let mut recovering = Recovering::new(&recovery, &none);
         let settings = Blocks {
             bits: Bits::Four,
             size: 32,
             recovery,
         };
-        let none = std::collections::BTreeMap::new();
-        let mut recovering = Recovering::new(recovery, &none);
         apply(&mut language(), &settings, &mut recovering).unwrap();
         let error = recovering.finish().unwrap_err().to_string();
         assert!(error.contains("gptq changed nothing"), "{error}");

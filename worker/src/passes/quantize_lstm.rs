@@ -1,7 +1,7 @@
 //! LSTMs with constant weights in 8 bits, spelled as ONNX Runtime's `DynamicQuantizeLSTM`: inputs and hidden states are quantized as they
 //! come. Other recurrent operators have no such kernel; they are left, and said to be.
 
-use super::{Error, Format, Granularity, Grid, Quantize, Report, choice, layout::Layout, product::DOMAIN, weights};
+use super::{Error, Format, Granularity, Grid, Quantize, Report, layout::Layout, product::DOMAIN, weights};
 use crate::onnx::{ElementType, Index, Node, Tensor, shown};
 
 /// Fewer weights cost more to quantize inputs for than they save.
@@ -20,8 +20,8 @@ pub(super) fn quantize(
 ) -> Result<Vec<usize>, Error> {
     let mut positions = Vec::new();
     for (position, node) in index.graph.nodes.iter().enumerate().filter(|(_, node)| recurrent(node)) {
-        if node.pinned {
-            report.leave(node, choice::PINNED);
+        if let Some(why) = node.pinned {
+            report.leave(node, why);
             continue;
         }
         if settings.format == Format::Qdq {

@@ -22,6 +22,7 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+/// Name in reports.
 pub(crate) const NAME: &str = "quantize-static";
 /// From here on `QuantizeLinear` may name its type. ONNX Runtime 1.32 does where it moves one across a `Reshape` of its own, which it puts
 /// around a product of more than two dimensions and its sum, and then trips over it when it turns Int8 into the faster `UInt8`.

@@ -3,7 +3,7 @@
 //! One scale a column, which costs a sentence encoder 0.00002 of its cosine where one scale for the table costs 0.0011. Every other
 //! node that reads the table keeps the floats, so that a table with two readers is left.
 
-use super::{Error, Granularity, Grid, Report, Weights, choice, layout, layout::Layout, weights};
+use super::{Error, Granularity, Grid, Report, Weights, layout, layout::Layout, weights};
 use crate::onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, rewrite, shown};
 use std::collections::HashSet;
 
@@ -30,8 +30,8 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
             .filter(|(_, node)| node.is("Gather"))
         {
             let Some(table) = table(index, node) else { continue };
-            if node.pinned {
-                report.leave(node, choice::PINNED);
+            if let Some(why) = node.pinned {
+                report.leave(node, why);
                 continue;
             }
             if table.len() < SMALLEST {

@@ -1,6 +1,7 @@
-//! Mixed precision by sensitivity: the matrix products that would lose most keep their weights in 8-bit blocks, within a share of all weights.
+//! Mixed precision by sensitivity: the matrix products that would lose most keep their weights in 8-bit blocks, within a share of all weights;
+//! or those that a recipe names.
 //!
-//! Goes before the pass that quantizes the rest. A product `y = W^T x` is ranked by its expected squared error relative to the power of its
+//! Goes before the pass that quantizes the rest, and works on products in the order of the graph, so that only their set counts. A product `y = W^T x` is ranked by its expected squared error relative to the power of its
 //! output, `E|dy|^2 / E|y|^2`, from the sums `H = X X^T` over the `n` rows seen. With steps `s` small against what is rounded, an error has
 //! the variance `s^2 / 12` (Widrow and Kollár, 2008, chapter 4), and at most the square of the value:
 //! weights lose `sum_ij H_ii / n s_ij^2 / 12`; an input in 8 bits, `sum_i min(s_x^2 / 12, H_ii / n) |W_i|^2`; the output has the power
@@ -9,14 +10,16 @@
 
 use super::{
     Bits, Error, Granularity, Grid, Report,
+    choice::{self, Words},
     nbits::{self, Known, Rewrite},
     recovery::Recovering,
     site::{Kind, Site, leave_bodies, sites},
 };
 use crate::{
     calibrate::{Gram, Rows as _},
-    onnx::{Index, Model, Names, Patch, apply as apply_patch, prune, rename},
+    onnx::{Index, Model, Names, Patch, apply as apply_patch, prune, rename, shown},
 };
+use assayer_crds::stages::MAX_PATTERNS;
 
 const NAME: &str = "raise-precision";
 /// Weights that share a scale where other products have one for each channel: the fastest of the sizes that ONNX Runtime has.
@@ -25,6 +28,11 @@ const BLOCK: usize = 128;
 const STEPS: f64 = 255.0;
 /// A rounding error is spread evenly over a step.
 const UNIFORM: f64 = 12.0;
+/// Products that an error lists.
+const MOST_SHOWN: usize = 8;
+/// Why a product that loses much is left.
+const UNNAMED: &str =
+    "a recipe could not name it: neither its name nor its output's is its own, free of *, and short enough";
 
 /// What becomes of the products that are not raised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,9 +53,9 @@ impl Otherwise {
     }
 }
 
-/// The products that lose most and fit into the share, the worst first.
+/// Products to raise, those first that need it most.
 #[derive(Debug)]
-pub struct Worst {
+pub struct Products {
     products: Vec<Product>,
     report: Report,
 }
@@ -56,12 +64,16 @@ pub struct Worst {
 struct Product {
     /// Its output, by which it is found again.
     output: String,
-    expected: String,
+    /// The pattern that matches it and nothing else.
+    word: String,
+    why: String,
 }
 
-impl Worst {
-    /// Ranks the products of `model`, and takes as many as hold at most `share` of the weights of all.
-    pub fn of(model: &Model, share: f64, otherwise: Otherwise, recovering: &Recovering<'_>) -> Result<Self, Error> {
+impl Products {
+    /// Ranks the products of `model`, and takes as many of the worst as hold at most `share` of the weights of all.
+    ///
+    /// Takes none that a recipe could not name, nor more than it may have patterns.
+    pub fn worst(model: &Model, share: f64, otherwise: Otherwise, recovering: &Recovering<'_>) -> Result<Self, Error> {
         if !(share > 0.0 && share < 1.0) {
             return Err(Error::Setting {
                 pass: NAME,
@@ -72,6 +84,7 @@ impl Worst {
         }
         let mut report = Report::new(NAME);
         let index = Index::new(&model.graph);
+        let words = Words::new(&model.graph);
         let mut ranked = Vec::new();
         let mut total = 0;
         for site in sites(&index, &mut report) {
@@ -93,17 +106,21 @@ impl Worst {
         let (mut taken, mut products) = (0, Vec::new());
         for (loss, site) in &ranked {
             let expected = format!("expected to lose {:.4} % of its output's power", 100.0 * loss);
-            if fits(taken + site.weights.len()) {
+            if !fits(taken + site.weights.len()) {
+                let why = format!("{expected}, and the share is used up by products that lose more");
+                report.leave(site.node, why);
+            } else if products.len() == MAX_PATTERNS {
+                let why = format!("{expected}, and {MAX_PATTERNS} others, as many as a recipe can name, lose more");
+                report.leave(site.node, why);
+            } else if let Some(word) = words.of(site.node) {
                 taken += site.weights.len();
                 products.push(Product {
                     output: site.node.output().to_owned(),
-                    expected,
+                    word,
+                    why: expected,
                 });
             } else {
-                report.leave(
-                    site.node,
-                    format!("{expected}, and the share is used up by products that lose more"),
-                );
+                report.leave(site.node, UNNAMED);
             }
         }
         report.changed = products.len();
@@ -112,12 +129,53 @@ impl Worst {
         Ok(Self { products, report })
     }
 
+    /// Those that `patterns` match. One that matches no product is an error.
+    pub fn named(model: &Model, patterns: &[String]) -> Result<Self, Error> {
+        let mut report = Report::new(NAME);
+        let index = Index::new(&model.graph);
+        let mut sites = sites(&index, &mut report);
+        sites.retain(|site| site.kind != Kind::Conv);
+        let mut products: Vec<Product> = Vec::new();
+        for pattern in patterns {
+            let mut matched = sites
+                .iter()
+                .filter(|site| choice::matches(pattern, site.node))
+                .peekable();
+            if matched.peek().is_none() {
+                let labels = sites.iter().take(MOST_SHOWN).map(|site| site.node.label());
+                return Err(Error::Pattern {
+                    field: "recover.nodes",
+                    what: "matrix product that can be raised",
+                    pattern: shown(pattern),
+                    known: shown(&labels.collect::<Vec<_>>().join(", ")),
+                });
+            }
+            products.extend(matched.map(|site| Product {
+                output: site.node.output().to_owned(),
+                word: pattern.clone(),
+                why: "recover.nodes names it".to_owned(),
+            }));
+        }
+        Ok(Self { products, report })
+    }
+
     /// How many they are: at least one.
     pub fn count(&self) -> usize {
         self.products.len()
     }
 
-    /// Keeps the first `count` in 8-bit blocks. The model is the one that they were ranked in.
+    /// Patterns that match the first `count` and nothing else.
+    pub fn words(&self, count: usize) -> Vec<String> {
+        let mut words: Vec<String> = self.first(count).iter().map(|product| product.word.clone()).collect();
+        words.dedup();
+        words
+    }
+
+    fn first(&self, count: usize) -> &[Product] {
+        &self.products[..count.min(self.count())]
+    }
+
+    /// Keeps the first `count` in 8-bit blocks. The model is the one that they were found in.
     pub fn raise(
         &self,
         model: &mut Model,
@@ -135,13 +193,16 @@ impl Worst {
                 known: &mut known,
                 patch: Patch::new(NAME),
             };
-            let sites = sites(&index, &mut Report::new(NAME));
-            for product in &self.products[..count.min(self.count())] {
-                let Some(site) = sites.iter().find(|site| site.node.output() == product.output) else {
+            for site in sites(&index, &mut Report::new(NAME)) {
+                let Some(product) = self
+                    .first(count)
+                    .iter()
+                    .find(|product| product.output == site.node.output())
+                else {
                     continue;
                 };
-                rewrite.product(site, Bits::Eight, otherwise.block(), recovering)?;
-                report.raise(site.node, product.expected.as_str());
+                rewrite.product(&site, Bits::Eight, otherwise.block(), recovering)?;
+                report.raise(site.node, product.why.as_str());
                 report.changed += 1;
             }
             rewrite.patch
@@ -251,11 +312,11 @@ mod tests {
         let (float, grams) = products();
         let otherwise = Otherwise::Integers(Quantize::default().grid());
         let recovery = Recovery {
-            raise: Some(Raise { share: 0.5, goal: None }),
+            raise: Some(Raise::Worst { share: 0.5, goal: None }),
             ..Recovery::default()
         };
-        let mut recovering = Recovering::new(recovery, &grams);
-        let worst = Worst::of(&float, 0.5, otherwise, &recovering).unwrap();
+        let mut recovering = Recovering::new(&recovery, &grams);
+        let worst = Products::worst(&float, 0.5, otherwise, &recovering).unwrap();
         assert_eq!(worst.count(), 1);
         for count in [0, 1, 9] {
             let mut model = float.clone();
@@ -265,9 +326,45 @@ mod tests {
             assert_eq!(kinds, ["MatMul", ["MatMul", "MatMulNBits"][count.min(1)]], "{count}");
             assert!(report.left[0].why.contains("the share is used up"), "{:?}", report.left);
         }
-        let error = Worst::of(&float, 0.3, otherwise, &recovering).unwrap_err().to_string();
+        let error = Products::worst(&float, 0.3, otherwise, &recovering)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("raise-precision changed nothing"), "{error}");
-        let error = Worst::of(&float, 1.5, otherwise, &recovering).unwrap_err().to_string();
+        let error = Products::worst(&float, 1.5, otherwise, &recovering)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("share 1.5"), "{error}");
+    }
+
+    #[test]
+    fn words_name_what_was_raised_in_any_order_and_nothing_else_is_named() {
+        let (float, grams) = products();
+        let otherwise = Otherwise::Integers(Quantize::default().grid());
+        let mut recovering = Recovering::new(&Recovery::default(), &grams);
+        let raised = |products: &Products, recovering: &mut Recovering<'_>| {
+            let mut model = float.clone();
+            let report = products
+                .raise(&mut model, products.count(), otherwise, recovering)
+                .unwrap();
+            assert_eq!(report.changed, products.count());
+            crate::onnx::to_bytes(&model)
+        };
+        let worst = Products::worst(&float, 0.5, otherwise, &recovering).unwrap();
+        let again = Products::named(&float, &worst.words(1)).unwrap();
+        assert_eq!(again.words(1), worst.words(1));
+        assert_eq!(raised(&again, &mut recovering), raised(&worst, &mut recovering));
+
+        let all = Products::named(&float, &["MatMul".to_owned()]).unwrap();
+        assert_eq!((all.count(), all.words(2)), (2, vec!["MatMul".to_owned()]));
+        let mut outputs: Vec<String> = float.graph.nodes.iter().map(|node| node.output().to_owned()).collect();
+        outputs.reverse();
+        let reversed = Products::named(&float, &outputs).unwrap();
+        assert_eq!(raised(&reversed, &mut recovering), raised(&all, &mut recovering));
+
+        let error = Products::named(&float, &["Gemm".to_owned()]).unwrap_err().to_string();
+        assert!(
+            error.contains("recover.nodes: no matrix product") && error.contains(&outputs[0]),
+            "{error}"
+        );
     }
 }

@@ -20,36 +20,42 @@ use std::{collections::BTreeMap, rc::Rc};
 const WORTH: f64 = 0.01;
 
 /// How a stage that quantizes wins back accuracy.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recovery {
     /// Round the weights of matrix products by GPTQ.
     pub gptq: bool,
     /// Move the mean error of products into their bias.
     pub bias_correction: bool,
-    /// How many matrix products may be kept in 8-bit blocks instead.
+    /// Which matrix products are kept in 8-bit blocks instead.
     pub raise: Option<Raise>,
 }
 
-/// How far precision is raised.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Raise {
-    /// Share of the weights of all matrix products, above 0 and below 1.
-    pub share: f64,
-    /// Likeness to the float model that is enough, above 0 and below 1; none to use up the share.
-    pub goal: Option<f64>,
+/// Whose precision is raised.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Raise {
+    /// Those that lose most.
+    Worst {
+        /// Share of the weights of all matrix products, above 0 and below 1.
+        share: f64,
+        /// Likeness to the float model that is enough, above 0 and below 1; none to use up the share.
+        goal: Option<f64>,
+    },
+    /// Those that a pattern of [`super::Choice`] matches.
+    Named(Vec<String>),
 }
 
 impl Recovery {
     /// Whether it needs samples.
     pub fn calibrates(&self) -> bool {
-        *self != Self::default()
+        self.gptq || self.bias_correction || matches!(self.raise, Some(Raise::Worst { .. }))
     }
 }
 
 /// A recovery while sites are rounded.
 #[derive(Debug)]
 pub struct Recovering<'s> {
-    settings: Recovery,
+    gptq: bool,
+    bias_correction: bool,
     grams: &'s BTreeMap<String, Gram>,
     /// Of the last input: products that share one follow each other, and a factor is as large as the weights.
     last: Option<(String, Option<Rc<Factor>>)>,
@@ -63,15 +69,16 @@ static NOTHING: BTreeMap<String, Gram> = BTreeMap::new();
 impl Default for Recovering<'static> {
     /// To the nearest, and nothing else.
     fn default() -> Self {
-        Self::new(Recovery::default(), &NOTHING)
+        Self::new(&Recovery::default(), &NOTHING)
     }
 }
 
 impl<'s> Recovering<'s> {
     /// With what was seen of the inputs of products.
-    pub fn new(settings: Recovery, grams: &'s BTreeMap<String, Gram>) -> Self {
+    pub fn new(settings: &Recovery, grams: &'s BTreeMap<String, Gram>) -> Self {
         Self {
-            settings,
+            gptq: settings.gptq,
+            bias_correction: settings.bias_correction,
             grams,
             last: None,
             rounded: Report::new("gptq"),
@@ -81,17 +88,14 @@ impl<'s> Recovering<'s> {
 
     /// What was done, by method; an error where one that was asked for has changed nothing.
     pub fn finish(self) -> Result<Vec<Report>, Error> {
-        let asked = [
-            (self.settings.gptq, self.rounded),
-            (self.settings.bias_correction, self.corrected),
-        ];
+        let asked = [(self.gptq, self.rounded), (self.bias_correction, self.corrected)];
         let asked = asked.into_iter().filter(|(asked, _)| *asked);
         asked.map(|(_, report)| super::require_effect(report)).collect()
     }
 
     /// Whether the weights of `site` are to be rounded by what was seen; says why not where that was asked for.
     pub(super) fn calibrates(&mut self, site: &Site<'_>) -> bool {
-        let (gptq, bias) = (self.settings.gptq, self.settings.bias_correction);
+        let (gptq, bias) = (self.gptq, self.bias_correction);
         if site.in_body {
             let reports = [(gptq, &mut self.rounded), (bias, &mut self.corrected)];
             let reports = reports.into_iter().filter(|(asked, _)| *asked);
@@ -109,7 +113,7 @@ impl<'s> Recovering<'s> {
 
     /// What GPTQ must know to round the weights of `site`; none to round to the nearest.
     pub(super) fn factor(&mut self, site: &Site<'_>) -> Option<Rc<Factor>> {
-        if !self.settings.gptq {
+        if !self.gptq {
             return None;
         }
         if site.kind == Kind::Conv {
@@ -121,7 +125,7 @@ impl<'s> Recovering<'s> {
         let factor = if let Some((_, factor)) = known {
             factor.clone()
         } else {
-            let errors = if self.settings.bias_correction {
+            let errors = if self.bias_correction {
                 Errors::AroundMean
             } else {
                 Errors::All
@@ -174,7 +178,7 @@ impl<'s> Recovering<'s> {
         axis: usize,
         rounded: impl FnOnce() -> Vec<f32>,
     ) -> Option<Vec<f32>> {
-        if !self.settings.bias_correction {
+        if !self.bias_correction {
             return None;
         }
         let (Some(gram), Some(floats)) = (self.seen(site), matrix.to_floats()) else {

@@ -61,7 +61,9 @@ impl<'g> Member<'g> {
     /// The member at `position`, if ONNX Runtime has an integer kernel for it.
     fn of(index: &Index<'g>, position: usize) -> Option<Self> {
         let node = &index.graph.nodes[position];
-        let (_, rounding, values) = FUSED.iter().find(|(op_type, ..)| node.is(op_type) && !node.pinned)?;
+        let (_, rounding, values) = FUSED
+            .iter()
+            .find(|(op_type, ..)| node.is(op_type) && node.pinned.is_none())?;
         let member = Self {
             position,
             node,

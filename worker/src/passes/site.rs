@@ -2,7 +2,7 @@
 //!
 //! A site is a Conv, `MatMul` or Gemm with constant 32-bit float weights. Everything else stays float.
 
-use super::{Report, choice};
+use super::Report;
 use crate::onnx::{ElementType, Index, Model, Node, Tensor};
 use std::collections::BTreeSet;
 
@@ -91,8 +91,8 @@ pub(super) fn sites<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>>
         {
             continue;
         }
-        if node.pinned {
-            report.leave(node, choice::PINNED);
+        if let Some(why) = node.pinned {
+            report.leave(node, why);
             continue;
         }
         match site(index, position, node) {

@@ -492,7 +492,7 @@ fn in_onnx_own_operators_a_mean_error_goes_into_the_sum_behind_a_product() {
             };
             let settings = Quantize {
                 format: Format::Qdq,
-                recovery,
+                recovery: recovery.clone(),
                 ..Quantize::default()
             };
             let mut batches = (0..8).map(|seed| Ok(rows(seed)));
@@ -500,7 +500,7 @@ fn in_onnx_own_operators_a_mean_error_goes_into_the_sum_behind_a_product() {
             let seen =
                 calibrate::calibrate(&testing::runtime(), 1, &model, &taps, method, &mut batches, &mut |_| {}).unwrap();
             let mut candidate = model.clone();
-            let mut recovering = Recovering::new(recovery, &grams);
+            let mut recovering = Recovering::new(&recovery, &grams);
             quantize_static::apply_recovering(&mut candidate, &settings, &seen, &mut recovering).unwrap();
             assert_eq!(recovering.finish().unwrap().len(), usize::from(bias_correction));
             valid(&candidate);

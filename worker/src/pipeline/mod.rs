@@ -5,6 +5,7 @@
 
 mod optimize;
 mod publish;
+mod recipe;
 mod stage;
 mod techniques;
 
@@ -78,3 +79,6 @@ fn block_on<T, E: Into<Failure>>(future: impl Future<Output = std::result::Resul
     let runtime = runtime.map_err(|error| bug(format!("no async runtime: {error}")))?;
     runtime.block_on(future).map_err(Into::into)
 }
+
+#[cfg(test)]
+mod replay_tests;

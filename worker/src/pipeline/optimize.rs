@@ -5,11 +5,11 @@
 
 use std::time::Instant;
 
-use assayer_crds::contract::{Left, MakePlan, PassReport, Runtime, reasons};
+use assayer_crds::contract::{Left, MakePlan, PassReport, Recipe, Runtime, reasons};
 use assayer_crds::digest::{Digest, model_digest};
 use serde::{Deserialize, Serialize};
 
-use super::{stage::DIGEST, techniques};
+use super::{recipe, stage, techniques};
 use crate::calibrate::{self, DataError};
 use crate::data::{self, Feed, inputs_of, padding_mask, row_shapes};
 use crate::deadline::Start;
@@ -44,6 +44,7 @@ pub(super) struct OptimizeNote {
     pub(super) calibration_rows: u64,
     pub(super) seconds: f64,
     pub(super) peak_memory_bytes: u64,
+    pub(super) recipe: Recipe,
 }
 
 /// Makes the candidate and leaves a note.
@@ -83,19 +84,36 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         stages: &stages,
         threads: threads as usize,
         limits,
+        given,
     };
-    let report =
-        optimize::optimize_given(&runtime, &request, &given, &open, &mut progress).map_err(|error| failure(&error))?;
+    let report = optimize::optimize(&runtime, &request, &open, &mut progress).map_err(|error| failure(&error))?;
     let made = storage::list(&folder, storage::Limits::default())?;
+    let runtime = describe(provider::version(&runtime), threads);
+    let baseline_digest: Digest = read_note(&layout.inputs().join(stage::DIGEST))?;
+    let calibration_rows = if report.calibration_batches > 0 { used.get() } else { 0 };
+    let recipe = Recipe {
+        stages: recipe::spelled_out(&plan.stages, &report.chosen, machine::instruction_set()),
+        model: baseline_digest.clone(),
+        calibration: match calibration_rows {
+            0 => None,
+            _ => Some(read_note(&layout.inputs().join(stage::CALIBRATION))?),
+        },
+        rows: calibration_rows,
+        inputs: plan.inputs.clone(),
+        worker: runtime.worker.clone(),
+        onnxruntime: runtime.onnxruntime.clone(),
+        instruction_set: runtime.instruction_set.clone(),
+    };
     let note = OptimizeNote {
-        runtime: describe(provider::version(&runtime), threads),
-        baseline_digest: read_note(&layout.inputs().join(DIGEST))?,
+        runtime,
+        baseline_digest,
         model_digest: model_digest(&made),
         opset: [report.opset_before, report.opset_after],
         passes: passes_of(&report),
-        calibration_rows: if report.calibration_batches > 0 { used.get() } else { 0 },
+        calibration_rows,
         seconds: begin.elapsed().as_secs_f64(),
         peak_memory_bytes: machine::peak_memory("self").ok_or_else(|| bug("the kernel tells no peak memory"))?,
+        recipe,
     };
     tracing::info!(
         seconds = note.seconds,

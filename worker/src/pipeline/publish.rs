@@ -5,6 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use assayer_crds::contract::{Made, MakePlan, Runtime};
+use assayer_crds::digest::canonical;
+use assayer_crds::names;
 
 use super::block_on;
 use super::optimize::{MODEL, NOTE, OptimizeNote};
@@ -15,17 +17,17 @@ use crate::storage::{self, Access, Location, Packed, candidate_tag};
 /// Publishes what `optimize` left.
 pub(super) fn publish(plan: &MakePlan, layout: &Layout, access: &Access) -> Result<(Runtime, Made)> {
     let note: OptimizeNote = read_note(&layout.out().join(NOTE))?;
-    let packed = storage::pack_folder(&layout.out().join(MODEL))?;
+    let mut packed = storage::pack_folder(&layout.out().join(MODEL))?;
     if packed.model_digest != note.model_digest {
         return Err(bug(format!(
             "the candidate changed between optimize ({}) and publish ({})",
             note.model_digest, packed.model_digest
         )));
     }
-    let tag = candidate_tag(&plan.candidate, &packed.model_digest);
-    let uri = if layout.is_local() && !plan.output.contains("://") {
+    let (uri, tag) = if layout.is_local() && !plan.output.contains("://") {
+        let tag = candidate_tag(&plan.candidate, &packed.artifact_digest);
         let folder = copy(&packed, Path::new(&plan.output), &tag)?;
-        folder.display().to_string()
+        (folder.display().to_string(), tag)
     } else {
         let location = Location::parse(&plan.output)?;
         if location.tag.is_some() || location.digest.is_some() {
@@ -35,7 +37,10 @@ pub(super) fn publish(plan: &MakePlan, layout: &Layout, access: &Access) -> Resu
             );
             return Err(refused(reasons::PLAN_INVALID, message));
         }
-        block_on(storage::push(&packed, &location, &tag, access))?.uri
+        let recipe = canonical(&note.recipe).map_err(|error| bug(format!("the recipe is no JSON: {error}")))?;
+        packed = packed.annotated(names::RECIPE, &String::from_utf8_lossy(&recipe))?;
+        let tag = candidate_tag(&plan.candidate, &packed.artifact_digest);
+        (block_on(storage::push(&packed, &location, &tag, access))?.uri, tag)
     };
     tracing::info!(%uri, %tag, "candidate is published");
     let made = Made {
@@ -51,6 +56,7 @@ pub(super) fn publish(plan: &MakePlan, layout: &Layout, access: &Access) -> Resu
         calibration_rows: note.calibration_rows,
         seconds: note.seconds,
         peak_memory_bytes: note.peak_memory_bytes,
+        recipe: Some(note.recipe),
     };
     Ok((note.runtime, made))
 }

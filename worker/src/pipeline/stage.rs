@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use assayer_crds::contract::{MakePlan, MeasurePlan, ModelSource};
+use assayer_crds::digest::Digest;
 
 use super::block_on;
 use crate::data::{self, Fingerprints, Split};
@@ -17,6 +18,8 @@ use crate::storage::{self, Access, Error, Fetched};
 
 /// Where data sets lie until they are split.
 const SCRATCH: &str = "fetched";
+/// Beside the staged calibration rows: the digest over the files that they came from.
+pub(super) const CALIBRATION: &str = "calibration.json";
 /// The model as delivered; people know it as `model.uri`.
 const BASELINE: &str = "baseline";
 /// Its digest, for `optimize`: taken by the one role that never loads a model.
@@ -30,7 +33,7 @@ pub(super) fn make(plan: &MakePlan, layout: &Layout, access: &Access) -> Result<
     let baseline = model(&plan.baseline, BASELINE, &layout.baseline(), layout, access)?;
     if let Some(calibration) = &plan.calibration {
         let into = inputs.as_path();
-        let rows = with_data(&calibration.uri, into, layout, access, |parquet| {
+        let (rows, digest) = with_data(&calibration.uri, into, layout, access, |parquet| {
             let most = Some(u64::from(calibration.samples));
             data::split(
                 parquet,
@@ -44,7 +47,8 @@ pub(super) fn make(plan: &MakePlan, layout: &Layout, access: &Access) -> Result<
             )
         })
         .map_err(|failure| about("data.calibration", &failure))?;
-        tracing::info!(rows, "calibration data is staged");
+        tracing::info!(rows, %digest, "calibration data is staged");
+        write_note(&inputs.join(CALIBRATION), &digest)?;
     }
     write_note(&inputs.join(DIGEST), &baseline.model_digest)?;
     start.leave(&inputs)
@@ -67,11 +71,12 @@ pub(super) fn measure(plan: &MeasurePlan, layout: &Layout, access: &Access) -> R
             let found = with_data(uri, &labels, layout, access, |parquet| {
                 data::fingerprints(parquet, &plan.inputs)
             });
-            Some(found.map_err(|failure| about("data.calibration", &failure))?)
+            let (found, _) = found.map_err(|failure| about("data.calibration", &failure))?;
+            Some(found)
         }
         None => None,
     };
-    let rows = with_data(&plan.evaluation, &labels, layout, access, |parquet| {
+    let (rows, _) = with_data(&plan.evaluation, &labels, layout, access, |parquet| {
         let split = Split {
             inputs: &plan.inputs,
             label: Some((&plan.label, &labels)),
@@ -122,21 +127,21 @@ fn model(source: &ModelSource, name: &str, into: &Path, layout: &Layout, access:
     })
 }
 
-/// Fetches a data set into a folder inside `beside`, reads it and removes it again.
+/// Fetches a data set into a folder inside `beside`, reads it and removes it again; with the digest over its files.
 fn with_data<T>(
     uri: &str,
     beside: &Path,
     layout: &Layout,
     access: &Access,
     read: impl FnOnce(&Path) -> Result<T, Failure>,
-) -> Result<T> {
+) -> Result<(T, Digest)> {
     let scratch = beside.join(SCRATCH);
     clear(&scratch)?;
     let fetched = fetch(uri, &scratch, layout, access)?;
     let parquet = storage::single(&scratch, "parquet", fetched.names(), uri)?;
     let result = read(&parquet);
     std::fs::remove_dir_all(&scratch).map_err(|error| disk("remove", &scratch, &error))?;
-    result
+    Ok((result?, fetched.model_digest))
 }
 
 fn fetch(uri: &str, into: &Path, layout: &Layout, access: &Access) -> Result<Fetched> {

@@ -90,7 +90,11 @@ fn help(recovery: &mut Recovery, recover: &stages::Recover) -> Result<()> {
                 units::decimal(value)
                     .map_err(|error| refused(reasons::PLAN_INVALID, format!("recover.{field}: {error}")))
             };
-            recovery.raise = Some(Raise {
+            if !recover.nodes.is_empty() {
+                recovery.raise = Some(Raise::Named(recover.nodes.clone()));
+                return Ok(());
+            }
+            recovery.raise = Some(Raise::Worst {
                 share: decimal("share", recover.share.as_deref().unwrap_or(DEFAULT_SHARE))?,
                 goal: match recover.goal.as_deref() {
                     None => None,
@@ -221,6 +225,7 @@ mod tests {
                     method,
                     share: None,
                     goal: None,
+                    nodes: Vec::new(),
                 }),
             })
             .collect();
@@ -254,7 +259,7 @@ mod tests {
         let settings = |mode, calibration, raise: Option<f64>| {
             Stage::Quantize(Quantize {
                 recovery: Recovery {
-                    raise: raise.map(|share| Raise { share, goal: None }),
+                    raise: raise.map(|share| Raise::Worst { share, goal: None }),
                     ..Recovery::default()
                 },
                 mode,

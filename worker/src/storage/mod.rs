@@ -112,9 +112,9 @@ pub async fn resolve(location: &Location, access: &Access) -> Result<Digest, Err
     registry::Repository::open(location, access).await?.resolve(tag).await
 }
 
-/// The tag of a published candidate: it keeps registries from collecting it.
-pub fn candidate_tag(candidate: &str, model_digest: &Digest) -> String {
-    format!("assayer-{candidate}-{}", model_digest.short(12))
+/// The tag of a published candidate: it keeps registries from collecting it. Artifacts that differ in their recipe only have one each.
+pub fn candidate_tag(candidate: &str, artifact_digest: &Digest) -> String {
+    format!("assayer-{candidate}-{}", artifact_digest.short(12))
 }
 
 fn check_tag(tag: &str) -> Result<(), Error> {

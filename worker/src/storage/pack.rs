@@ -1,6 +1,6 @@
 //! Files to an image-shaped artifact: one uncompressed layer, sorted, times and owners zero.
 //!
-//! Decides every byte of layer, config and manifest, so that equal files give equal digests everywhere. containerd mounts
+//! Decides every byte of layer, config and manifest, so that equal files, with equal annotations, give equal digests everywhere. containerd mounts
 //! exactly this shape as a volume; raw and ModelPack-shaped artifacts it mounts as an empty folder. Sends nothing.
 
 use std::collections::VecDeque;
@@ -8,9 +8,9 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use assayer_crds::digest::{Digest, ModelFile, model_digest};
+use assayer_crds::digest::{Digest, ModelFile, canonical, model_digest};
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::Error;
@@ -79,7 +79,7 @@ fn pack(folder: &Path, files: Vec<ModelFile>) -> Result<Packed, Error> {
         layer_bytes += chunk.len() as u64;
     }
     let layer_digest = Digest::from_hash(hash.finalize().into());
-    let json = |value| assayer_crds::digest::canonical(&value).map_err(|error| refused(error.to_string()));
+    let json = |value| canonical(&value).map_err(|error| refused(error.to_string()));
     // Models run on every architecture; the field is required and containerd ignores it when it mounts a volume.
     let config = json(json!({
         "architecture": "amd64",
@@ -87,12 +87,7 @@ fn pack(folder: &Path, files: Vec<ModelFile>) -> Result<Packed, Error> {
         "config": {},
         "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
     }))?;
-    let manifest = json(json!({
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "config": {"mediaType": CONFIG_TYPE, "digest": Digest::of(&config), "size": config.len()},
-        "layers": [{"mediaType": LAYER_TYPE, "digest": layer_digest, "size": layer_bytes}],
-    }))?;
+    let manifest = json(manifest(&config, &layer_digest, layer_bytes))?;
     Ok(Packed {
         folder: folder.to_owned(),
         model_digest: model_digest(&files),
@@ -105,7 +100,31 @@ fn pack(folder: &Path, files: Vec<ModelFile>) -> Result<Packed, Error> {
     })
 }
 
+fn manifest(config: &[u8], layer_digest: &Digest, layer_bytes: u64) -> Value {
+    json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": {"mediaType": CONFIG_TYPE, "digest": Digest::of(config), "size": config.len()},
+        "layers": [{"mediaType": LAYER_TYPE, "digest": layer_digest, "size": layer_bytes}],
+    })
+}
+
 impl Packed {
+    /// The same with one annotation on the manifest, and therefore another artifact digest.
+    pub fn annotated(self, key: &str, value: &str) -> Result<Self, Error> {
+        let mut manifest = manifest(&self.config, &self.layer_digest, self.layer_bytes);
+        manifest["annotations"] = json!({key: value});
+        let manifest = canonical(&manifest).map_err(|error| Error::Refused {
+            uri: self.folder.display().to_string(),
+            reason: error.to_string(),
+        })?;
+        Ok(Self {
+            artifact_digest: Digest::of(&manifest),
+            manifest,
+            ..self
+        })
+    }
+
     /// The layer's bytes, made anew from the files: nothing is kept in memory or written twice.
     pub fn layer(&self) -> Layer {
         Layer::new(&self.folder, &self.files)
@@ -233,6 +252,14 @@ mod tests {
             .layer(&layer[..], false)
             .unwrap();
         assert_eq!(files::list(out.path(), Limits::default()).unwrap(), packed.files);
+        let annotated = packed.clone().annotated("a", "1").unwrap();
+        assert_ne!(annotated.artifact_digest, packed.artifact_digest);
+        assert_eq!(
+            (&annotated.model_digest, &annotated.config),
+            (&packed.model_digest, &packed.config)
+        );
+        let manifest: Value = serde_json::from_slice(&annotated.manifest).unwrap();
+        assert_eq!(manifest["annotations"], json!({"a": "1"}));
         std::fs::write(one.path().join("model.onnx"), "changed").unwrap();
         assert_ne!(
             packed.artifact_digest,

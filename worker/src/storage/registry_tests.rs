@@ -112,7 +112,7 @@ async fn what_is_pushed_comes_back_and_pushing_again_changes_nothing() {
     let registry = Registry::start();
     let (location, folder) = (registry.location("m"), model("m"));
     let packed = pack(folder.path()).unwrap();
-    let tag = candidate_tag("int8", &packed.model_digest);
+    let tag = candidate_tag("int8", &packed.artifact_digest);
     let pushed = push(&packed, &location, &tag, &Access::default()).await.unwrap();
     let stored = registry.blobs().len();
     assert_eq!(

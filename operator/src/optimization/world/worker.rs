@@ -34,6 +34,7 @@ pub(super) fn outcome(numbers: &BTreeMap<String, (f64, f64)>, plan: &WorkerPlan)
                 calibration_rows: 512,
                 seconds: 3.0,
                 peak_memory_bytes: 1 << 27,
+                recipe: None,
             })
         }
         Work::Measure(asked) => {
