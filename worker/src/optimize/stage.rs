@@ -9,8 +9,8 @@ use crate::{
     calibrate::{self, Batches, Key, Learned, Method, Rows, Samples, Tables, Unused, Wanted},
     onnx::{Model, Tensor},
     passes::{
-        self, Blocks, Choice, Format, Mode, Quantize, Recovery, Report, Simplify, Smoothing, choice, equalize, float16,
-        quantize_static, quantize_tables, smooth,
+        self, Blocks, Choice, Format, Left, Mode, Quantize, Recovery, Report, Simplify, Smoothing, choice, equalize,
+        float16, integer_ends, quantize_static, quantize_tables, smooth,
     },
     session::Runtime,
 };
@@ -95,10 +95,13 @@ impl Stage {
             Self::Quantize(settings) => {
                 // First: calibration then sees the activations that rounded rows give.
                 let mut reports = vec![quantize_tables::apply(model)?];
-                let ranges = match settings.mode {
+                let mut ranges = match settings.mode {
                     Mode::Static => quantize_static::taps(model),
                     Mode::Dynamic => Vec::new(),
                 };
+                if settings.integer_ends {
+                    ranges.extend(integer_ends::taps(model));
+                }
                 let rows = rows_for(model, settings.recovery);
                 let (learned, told) = match calibration.tables {
                     Some(tables) if rows.is_empty() && !ranges.is_empty() => {
@@ -114,6 +117,10 @@ impl Stage {
                 reports.extend(calibration.quantize(model, &Quantization { form, grams })?);
                 if let Some(report) = reports.iter_mut().find(|report| report.name == quantize_static::NAME) {
                     report.tell(&told);
+                }
+                if settings.integer_ends {
+                    let left: Vec<Left> = reports.iter().flat_map(|report| report.left.clone()).collect();
+                    reports.push(integer_ends::apply(model, &learned.ranges, &left)?);
                 }
                 Ok(reports)
             }
