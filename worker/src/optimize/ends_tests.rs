@@ -16,8 +16,8 @@ fn fixed() -> Quantize {
     }
 }
 
-/// A classifier: convolutions, a sum, pooling and a product. `between` is put behind the sum.
-fn classifier(between: Option<&str>) -> (Model, String) {
+/// A classifier: convolutions, a sum, pooling and a product. `between` is put behind the sum, `last` behind the product.
+fn classifier(between: Option<&str>, last: Option<&str>) -> (Model, String) {
     let mut b = Build::opset(17);
     let ints = |values: &[i64]| AttributeValue::Ints(values.to_vec());
     let x = b.input("x", &[-1, 8, 16, 16]);
@@ -36,7 +36,10 @@ fn classifier(between: Option<&str>) -> (Model, String) {
     let pooled = b.node("GlobalAveragePool", &[&pooled]);
     let flat = b.node("Flatten", &[&pooled]);
     let (weights, bias) = (b.weights(&[16, 80]), b.weights(&[80]));
-    let scores = b.node("Gemm", &[&flat, &weights, &bias]);
+    let mut scores = b.node("Gemm", &[&flat, &weights, &bias]);
+    if let Some(op_type) = last {
+        scores = b.node(op_type, &[&scores]);
+    }
     (b.finish(&[&scores]), scores)
 }
 
@@ -65,7 +68,7 @@ fn make(model: &Model, stages: &[Stage]) -> Result<(Model, OptimizeReport), Erro
 
 #[test]
 fn bytes_go_in_and_come_out_and_nothing_between_is_float() {
-    let (model, scores) = classifier(None);
+    let (model, scores) = classifier(None, None);
     let (candidate, report) = make(&model, &[Stage::Quantize(fixed())]).unwrap();
     let element_of = |info: &onnx::ValueInfo| info.tensor_type().unwrap().element;
     assert_eq!(element_of(&candidate.graph.inputs[0]), ElementType::Uint8);
@@ -107,18 +110,39 @@ fn bytes_go_in_and_come_out_and_nothing_between_is_float() {
 }
 
 #[test]
+fn a_softmax_at_the_end_computes_with_bytes_too() {
+    let (model, _) = classifier(None, Some("Softmax"));
+    let (candidate, _) = make(&model, &[Stage::Quantize(fixed())]).unwrap();
+    let bytes = vec![Tensor::new("x", ElementType::Uint8, &[1, 8, 16, 16], vec![7; 8 * 256]).unwrap()];
+    let (outputs, operators) = testing::run_optimized(&candidate, &bytes);
+    assert_eq!(outputs[0].element, ElementType::Uint8);
+    let floats = ["Gemm", "QuantizeLinear", "DequantizeLinear"];
+    let left: Vec<&String> = operators
+        .iter()
+        .filter(|found| floats.contains(&found.as_str()))
+        .collect();
+    assert!(left.is_empty(), "{operators:?}");
+    let mut around = candidate;
+    onnx::floats_around(&mut around).unwrap();
+    for row in rows() {
+        let far = testing::relative_difference(&testing::run(&model, &row), &testing::run(&around, &row));
+        assert!(far < 0.1, "{far}");
+    }
+}
+
+#[test]
 fn what_computes_with_floats_is_named() {
     let refused = |model: &Model, stages: &[Stage]| match make(model, stages) {
         Err(Error::Pass(error @ passes::Error::Floats { .. })) => error.to_string(),
         other => panic!("{other:?}"),
     };
     let stage = || Stage::Quantize(fixed());
-    let message = refused(&classifier(Some("HardSwish")).0, &[stage()]);
+    let message = refused(&classifier(Some("HardSwish"), None).0, &[stage()]);
     assert!(
         message.contains("(`HardSwish`): ONNX Runtime has no integer kernel"),
         "{message}"
     );
-    let (model, scores) = classifier(None);
+    let (model, scores) = classifier(None, None);
     let except = Stage::Choose(Choice {
         only: Vec::new(),
         except: vec!["Gemm".to_owned()],
@@ -161,7 +185,7 @@ fn outputs_that_are_read_inside_leave_as_bytes_too() {
 
 #[test]
 fn what_a_baseline_says_of_its_ends_is_not_the_candidates() {
-    let (mut model, scores) = classifier(None);
+    let (mut model, scores) = classifier(None, None);
     let mut other = Ends::new();
     let (candidate, _) = make(&model, &[Stage::Quantize(fixed())]).unwrap();
     other.extend(onnx::ends(&candidate).unwrap());

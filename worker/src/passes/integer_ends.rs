@@ -2,12 +2,12 @@
 //! zero point in the file's metadata.
 //!
 //! Decides whether anything is left that computes with floats, and refuses with the names where something is. Never rounds an input
-//! otherwise than the model did; an output that was float (a product) is rounded once, within its calibrated range. Signed bytes are
-//! not offered: ONNX Runtime 1.32 computes with floats behind an input of these.
+//! otherwise than the model did; an output that was float (a product, a `Softmax`) is rounded once, within its calibrated range.
+//! Signed bytes are not offered: ONNX Runtime 1.32 computes with floats behind an input of these.
 
 use super::{
-    Activations, Error, Left, Report,
-    layout::{self, Layout},
+    Activations, Error, Granularity, Left, Report,
+    layout::{self, Layout, Packed},
     weights,
 };
 use crate::{
@@ -66,12 +66,57 @@ pub fn taps(model: &Model) -> Vec<String> {
         }
         node.is_some_and(|node| ["Gemm", "MatMul", "Softmax"].iter().any(|op_type| node.is(op_type)))
     };
-    outputs.filter(float).map(str::to_owned).collect()
+    let floats = outputs.filter(float);
+    let scores = scores(&index).map(|(_, scores)| scores);
+    floats.chain(scores).map(str::to_owned).collect()
+}
+
+/// Each `Softmax` that a product feeds, by position, and what it reads: the quantizer leaves both as floats.
+fn scores<'g>(index: &Index<'g>) -> impl Iterator<Item = (usize, &'g str)> {
+    let softmax = index
+        .graph
+        .nodes
+        .iter()
+        .enumerate()
+        .filter(|(_, node)| node.is("Softmax"));
+    softmax.filter_map(|(position, node)| {
+        let scores = node.input(0)?;
+        let (_, producer) = index.producer(scores)?;
+        (producer.is("Gemm") || producer.is("MatMul")).then_some((position, scores))
+    })
+}
+
+/// Rounds what a `Softmax` reads, within its calibrated range.
+fn round_scores(model: &mut Model, observed: &BTreeMap<String, Observed>) -> Result<(), Error> {
+    let mut layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
+    let index = Index::new(&model.graph);
+    for (position, scores) in scores(&index) {
+        let range = observed
+            .get(scores)
+            .and_then(|seen| weights::affine(seen.reach, Activations::UInt8));
+        let Some(affine) = range else { continue };
+        let (scale, zero_point) = layout.affine(scores, affine, Activations::UInt8)?;
+        let packed = Packed {
+            values: layout.names.fresh(scores, "/q"),
+            scale,
+            zero_point,
+        };
+        let rounded = layout.names.fresh(scores, "/x");
+        let nodes = [
+            layout::quantize(scores, &packed.scale, &packed.zero_point, &packed.values),
+            layout::dequantize(&packed, 0, Granularity::PerTensor, &rounded),
+        ];
+        layout.patch.insert_before(position, nodes);
+        layout.patch.rewire(position, 0, &rounded);
+    }
+    let patch = layout.take_patch(NAME);
+    Ok(apply_patch(&mut model.graph, patch)?)
 }
 
 /// Turns the ends of a model that the static quantizer has written. `observed`: what was seen of the float model; `left`: nodes that the
 /// quantizer left, and why.
 pub fn apply(model: &mut Model, observed: &BTreeMap<String, Observed>, left: &[Left]) -> Result<Report, Error> {
+    round_scores(model, observed)?;
     let (patch, ends) = {
         let index = Index::new(&model.graph);
         let mut turn = Turn {
