@@ -205,6 +205,12 @@ impl RecoverMethod {
 #[cfg_attr(feature = "kube", x_kube(validation = (
     "!has(self.weights) || self.mode != 'Float16'",
     "weights is not for mode Float16, which keeps 16-bit floats: remove weights or set another mode")))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.integerInputsOutputs) || !self.integerInputsOutputs || self.mode == 'Static'",
+    "integerInputsOutputs is for mode Static, which knows ranges beforehand: remove it or set mode: Static")))]
+#[cfg_attr(feature = "kube", x_kube(validation = (
+    "!has(self.integerInputsOutputs) || !self.integerInputsOutputs || !has(self.activations) || self.activations == 'UInt8'",
+    "integerInputsOutputs is for activations: UInt8; behind signed inputs ONNX Runtime computes with floats: remove one of them")))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Quantize {
     /// `Dynamic` computes activation ranges at run time and needs no data; `Static` fixes them from calibration data; `WeightOnly` keeps
@@ -232,6 +238,12 @@ pub struct Quantize {
     /// How activation ranges are found in mode `Static`. Default: method `MinMax`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationMethod>,
+    /// Whether float inputs and outputs of the model become unsigned bytes, in mode `Static` with `activations: UInt8`. Their scale and
+    /// zero point are in the report and in the file's metadata (`assayer.dev/quantized/<name>`: scale, zero point, `uint8`); callers quantize
+    /// and dequantize by them, and so does the worker when it measures. Refused, with the names, where anything is left that computes with
+    /// floats. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub integer_inputs_outputs: bool,
     /// Nodes that may change; operators between two of them count, too. Each entry is the name of a node, the name of its first output, or
     /// an operator type; `*` stands for any characters. At most 128 entries. One that matches no node of the simplified model is refused.
     /// Default: what pays; in mode `Static`, also by what ONNX Runtime is seen to fuse and by measured time.

@@ -18,7 +18,10 @@ use arrow_array::types::Int32Type;
 use arrow_array::{ArrayRef, Int64Array, ListArray, RecordBatch};
 use assayer_crds::contract::*;
 use assayer_crds::digest::Digest;
-use assayer_crds::stages::{ActivationType, Granularity, Quantize, QuantizeMode, Stage, WeightType};
+use assayer_crds::stages::{ActivationType, Format, Granularity, Quantize, QuantizeMode, Stage, WeightType};
+use assayer_worker::onnx::{
+    self, AttributeValue, Dim, ElementType, Graph, Limits, Model, Node, Opset, Tensor, ValueInfo,
+};
 use parquet::arrow::ArrowWriter;
 
 const NONCE: &str = "00112233445566778899aabbccddeeff";
@@ -177,6 +180,7 @@ impl Bench {
             calibration: None,
             only: Vec::new(),
             except: Vec::new(),
+            integer_inputs_outputs: false,
         };
         MakePlan {
             baseline: ModelSource {
@@ -373,6 +377,91 @@ fn a_model_is_made_and_measured() {
         .collect();
     seen.sort();
     assert_eq!(seen, ["0.bin", "inputs.json", "started.json"]);
+}
+
+/// A classifier of integer kernels only: a convolution and a product with random weights.
+fn convolutional(path: &Path) {
+    let mut state = 7_u32;
+    let mut weights = |name: &str, dims: &[usize]| {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from(u16::try_from(state >> 16).unwrap()) / 32_768.0 - 1.0
+        };
+        let values: Vec<f32> = (0..dims.iter().product()).map(|_| next()).collect();
+        Tensor::floats(name, dims, &values).unwrap()
+    };
+    let batch = Dim::Named("N".into());
+    let dims = [batch.clone(), Dim::Fixed(8), Dim::Fixed(16), Dim::Fixed(16)];
+    let kernel = AttributeValue::Ints(vec![14, 14]);
+    let graph = Graph {
+        name: "convolutional".into(),
+        nodes: vec![
+            Node::new("Conv", &["x", "w"], &["y"]),
+            Node::new("Relu", &["y"], &["z"]),
+            Node::new("MaxPool", &["z"], &["pooled"]).with("kernel_shape", kernel),
+            Node::new("Flatten", &["pooled"], &["flat"]),
+            Node::new("Gemm", &["flat", "v"], &["scores"]),
+        ],
+        initializers: vec![weights("w", &[16, 8, 3, 3]), weights("v", &[16, 256])],
+        inputs: vec![ValueInfo::tensor("x", ElementType::Float, &dims)],
+        outputs: vec![ValueInfo::tensor(
+            "scores",
+            ElementType::Float,
+            &[batch, Dim::Fixed(256)],
+        )],
+        ..Graph::default()
+    };
+    let opsets = vec![Opset {
+        version: 17,
+        ..Opset::default()
+    }];
+    let model = Model {
+        ir_version: 8,
+        opsets,
+        graph,
+        ..Model::default()
+    };
+    onnx::write(&model, path).unwrap();
+}
+
+#[test]
+fn bytes_at_the_ends_are_measured_as_the_floats_that_they_stand_for() {
+    let bench = Bench::new();
+    convolutional(&bench.folder.path().join("convolutional.onnx"));
+    let mut plan = bench.make(QuantizeMode::Static);
+    plan.baseline.uri = bench.path("convolutional.onnx");
+    plan.inputs[0].name = "x".into();
+    let quantize = plan.stages[0].quantize.as_mut().unwrap();
+    quantize.format = Some(Format::QDQ);
+    quantize.integer_inputs_outputs = true;
+    let measure = |made: &Made| MeasurePlan {
+        baseline: plan.baseline.clone(),
+        inputs: plan.inputs.clone(),
+        output: "scores".into(),
+        ..bench.measure(Some(made))
+    };
+    let made = bench.job("make", Work::Make(plan.clone())).made();
+    let model = onnx::read(&Path::new(&made.uri).join(&made.files[0].path), &Limits::default()).unwrap();
+    for end in model.graph.inputs.iter().chain(&model.graph.outputs) {
+        assert_eq!(end.tensor_type().unwrap().element, ElementType::Uint8, "{}", end.name);
+    }
+    let note = &made.passes.last().unwrap().note;
+    assert!(note.contains("`x` ") && note.contains("`scores` "), "{note}");
+    let measured = bench.job("measure", Work::Measure(measure(&made))).measured();
+    let agreement = measured.candidate.unwrap()[metrics::AGREEMENT].value;
+    assert!(agreement > 0.8, "{agreement}");
+
+    // The encoder of lookups and layer normalization is not one of them.
+    let mut magika = bench.make(QuantizeMode::Static);
+    magika.stages[0].quantize.as_mut().unwrap().integer_inputs_outputs = true;
+    let (code, failure) = bench.job("magika", Work::Make(magika)).failed();
+    assert_eq!(
+        (code, failure.reason.as_str()),
+        (2, reasons::PLAN_INVALID),
+        "{}",
+        failure.message
+    );
+    assert!(failure.message.contains("integerInputsOutputs"), "{}", failure.message);
 }
 
 #[test]

@@ -295,7 +295,7 @@ mod tests {
                 ..key(1, &[1, 8], Method::MinMax, &names())
             },
         ];
-        let files: BTreeSet<String> = all.iter().map(|key| key.file()).collect();
+        let files: BTreeSet<String> = all.iter().map(Key::file).collect();
         assert_eq!(files.len(), all.len());
     }
 

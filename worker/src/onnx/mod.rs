@@ -10,6 +10,7 @@ mod decode;
 mod decode_tensor;
 mod element;
 mod encode;
+mod ends;
 mod error;
 mod external;
 mod file;
@@ -32,6 +33,7 @@ pub use self::{
     beside::Beside,
     check::check,
     element::ElementType,
+    ends::{Ends, Scale, ends, floats_around, set_ends},
     error::{Error, shown},
     file::{Aside, Written, from_bytes, lay_aside, read, sha256, to_bytes, to_bytes_beside, write},
     free::{Mismatch, RowShapes, free_dimensions},

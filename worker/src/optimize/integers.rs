@@ -13,7 +13,7 @@ use super::{
 use crate::{
     calibrate::{Gram, Learned},
     onnx::Model,
-    passes::{Format, Mode, Quantize, Recovery, Report, choice, quantize_static, quantize_tables},
+    passes::{Format, Mode, Quantize, Recovery, Report, choice, integer_ends, quantize_static, quantize_tables},
 };
 use assayer_crds::stages::MAX_PATTERNS;
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,7 +51,7 @@ impl Left {
 impl Calibration<'_, '_, '_> {
     /// Quantizes `model`, but for what is better left.
     pub(super) fn integers(&mut self, model: &mut Model, settings: &Quantize) -> Result<Applied, Error> {
-        if settings.mode == Mode::Dynamic || settings.format == Format::Qdq || self.asked {
+        if settings.mode == Mode::Dynamic || settings.format == Format::Qdq || settings.integer_ends || self.asked {
             return self.once(model, settings).map(|(applied, _)| applied);
         }
         let (float, mut left) = (model.clone(), Left::default());
@@ -93,10 +93,13 @@ impl Calibration<'_, '_, '_> {
     fn once(&mut self, model: &mut Model, settings: &Quantize) -> Result<(Applied, Learned<Gram>), Error> {
         // First: calibration then sees the activations that rounded rows give.
         let tables = quantize_tables::apply(model)?;
-        let ranges = match settings.mode {
+        let mut ranges = match settings.mode {
             Mode::Static => quantize_static::taps(model),
             Mode::Dynamic => Vec::new(),
         };
+        if settings.integer_ends {
+            ranges.extend(integer_ends::taps(model));
+        }
         let rows = rows_for(model, &settings.recovery);
         let (learned, told) = match self.tables {
             Some(kept) if rows.is_empty() && !ranges.is_empty() => {
@@ -109,6 +112,12 @@ impl Calibration<'_, '_, '_> {
         let mut applied = self.quantize(model, &Quantization { form, grams })?;
         applied.reports.insert(0, tables);
         tell(&mut applied, |report| report.tell(&told));
+        if settings.integer_ends {
+            let left: Vec<_> = applied.reports.iter().flat_map(|report| report.left.clone()).collect();
+            applied
+                .reports
+                .push(integer_ends::apply(model, &learned.ranges, &left)?);
+        }
         Ok((applied, learned))
     }
 

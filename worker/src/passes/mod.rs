@@ -16,6 +16,7 @@ pub mod fold_shapes;
 pub mod fold_table;
 pub mod gelu;
 mod gptq;
+pub mod integer_ends;
 pub mod layer_norm;
 mod layout;
 pub mod merge_projections;
@@ -164,6 +165,17 @@ pub enum Error {
         /// Escaped: what could be chosen.
         known: String,
     },
+    /// Inputs and outputs can't be bytes.
+    #[error(
+        "quantize.integerInputsOutputs needs a model that computes with integers throughout, and {count} of its nodes and ends do not: {first}; \
+         remove it, or try format: QDQ and without only and except"
+    )]
+    Floats {
+        /// How many.
+        count: usize,
+        /// The first of them, each with the reason.
+        first: String,
+    },
     /// A weight holds NaN or infinity.
     #[error("weight {name} holds a value that is not finite; it cannot be quantized")]
     NotFinite {
@@ -217,6 +229,8 @@ pub struct Quantize {
     pub weights: Weights,
     /// The instruction set by which that was chosen; none where it was asked for.
     pub chosen_for: Option<&'static str>,
+    /// Whether float inputs and outputs become bytes, which nothing must compute with floats for; only for [`Mode::Static`].
+    pub integer_ends: bool,
     /// How ranges are chosen; only for [`Mode::Static`].
     pub calibration: Method,
     /// How accuracy is won back.
@@ -232,6 +246,7 @@ impl Default for Quantize {
             granularity: Granularity::PerChannel,
             weights: Weights::Int8,
             chosen_for: None,
+            integer_ends: false,
             calibration: Method::MinMax,
             recovery: Recovery::default(),
         }

@@ -207,7 +207,7 @@ fn main(
         let own = member.outputs(index).filter(|_| member.rounding != Rounding::Kept);
         member.inputs().chain(own).all(|name| affine(name).is_some())
     });
-    let members = region::grow(index, &sites, members, |member| {
+    let members = region::grow(index, &sites, members, settings.integer_ends, |member| {
         report.leave(
             member.node,
             "with integers, more values around it would have to be converted",

@@ -165,14 +165,15 @@ pub(super) fn candidates<'g>(index: &Index<'g>, sites: &[Site<'g>]) -> Vec<Membe
 /// The members out of `candidates` with which the fewest values are converted; the others, in order, are given to `left`.
 ///
 /// An operator at the rim of a region that saves nothing stays float, unless it works on the same values or on fewer: bytes are moved
-/// four times as fast as floats.
+/// four times as fast as floats. `ends`: what enters and leaves the model are integers, too.
 pub(super) fn grow<'g>(
     index: &Index<'g>,
     sites: &[Site<'g>],
     candidates: Vec<Member<'g>>,
+    ends: bool,
     mut left: impl FnMut(&Member<'g>),
 ) -> Vec<Member<'g>> {
-    let mut labels = Labels::new(index, sites, &candidates);
+    let mut labels = Labels::new(index, sites, &candidates, ends);
     let from_the_end: Vec<&Member<'g>> = candidates.iter().rev().collect();
     labels.settle(&from_the_end, false);
     let moving: Vec<&Member<'g>> = candidates
@@ -196,17 +197,20 @@ struct Labels<'i, 'g> {
     reading: HashSet<(usize, &'g str)>,
     /// Positions of members.
     members: HashSet<usize>,
+    /// Whether callers give and take integers.
+    ends: bool,
 }
 
 impl<'i, 'g> Labels<'i, 'g> {
     /// With all candidates as members.
-    fn new(index: &'i Index<'g>, sites: &[Site<'g>], candidates: &[Member<'g>]) -> Self {
+    fn new(index: &'i Index<'g>, sites: &[Site<'g>], candidates: &[Member<'g>], ends: bool) -> Self {
         let convolutions = sites.iter().filter(|site| site.kind == Kind::Conv);
         let mut labels = Self {
             index,
             made: convolutions.map(|site| site.result(index).1).collect(),
             reading: sites.iter().map(|site| (site.position, site.input())).collect(),
             members: HashSet::new(),
+            ends,
         };
         for member in candidates {
             labels.toggle(member);
@@ -267,7 +271,9 @@ impl<'i, 'g> Labels<'i, 'g> {
         let uses = self.index.uses(value);
         let mut integers = uses.iter().map(|usage| self.reading.contains(&(usage.node, value)));
         if self.made.contains(value) {
-            self.index.is_output(value) || !integers.all(|integer| integer)
+            (self.index.is_output(value) && !self.ends) || !integers.all(|integer| integer)
+        } else if self.ends && self.index.is_input(value) {
+            false
         } else {
             integers.any(|integer| integer)
         }

@@ -186,7 +186,7 @@ fn failure(error: &optimize::Error) -> Failure {
         E::Model(error) => model_failure("baseline", error),
         E::Shape(error) => shape_failure("baseline", error),
         E::Pass(passes::Error::NoEffect { .. }) => refused(reasons::NO_EFFECT, message),
-        E::Pass(passes::Error::Setting { .. } | passes::Error::Pattern { .. })
+        E::Pass(passes::Error::Setting { .. } | passes::Error::Pattern { .. } | passes::Error::Floats { .. })
         | E::Calibration(calibrate::Error::Percentile(_) | calibrate::Error::AveragingConstant(_)) => {
             refused(reasons::PLAN_INVALID, message)
         }

@@ -115,6 +115,18 @@ fn help(recovery: &mut Recovery, recover: &stages::Recover) -> Result<()> {
 }
 
 fn quantize(quantize: &stages::Quantize, instruction_set: &'static str) -> Result<Stage> {
+    if quantize.integer_inputs_outputs && quantize.mode != QuantizeMode::Static {
+        return Err(refused(
+            reasons::PLAN_INVALID,
+            "quantize.integerInputsOutputs is for mode Static, which knows ranges beforehand: remove it or set mode: Static",
+        ));
+    }
+    if quantize.integer_inputs_outputs && quantize.activations == ActivationType::Int8 {
+        return Err(refused(
+            reasons::PLAN_INVALID,
+            "quantize.integerInputsOutputs is for activations: UInt8; behind signed inputs ONNX Runtime computes with floats: remove one of them",
+        ));
+    }
     let mode = match quantize.mode {
         QuantizeMode::Dynamic => Mode::Dynamic,
         QuantizeMode::Static => Mode::Static,
@@ -145,6 +157,7 @@ fn quantize(quantize: &stages::Quantize, instruction_set: &'static str) -> Resul
         },
         weights,
         chosen_for,
+        integer_ends: quantize.integer_inputs_outputs,
         calibration,
         format: match quantize.format {
             None | Some(stages::Format::QOperator) => Format::QOperator,
@@ -211,6 +224,7 @@ mod tests {
             calibration,
             only: Vec::new(),
             except: Vec::new(),
+            integer_inputs_outputs: false,
             format: (mode == QuantizeMode::Static).then_some(stages::Format::QDQ),
         }
     }
@@ -267,6 +281,7 @@ mod tests {
                 granularity: Granularity::PerTensor,
                 weights: Weights::Int8,
                 chosen_for: None,
+                integer_ends: false,
                 calibration,
                 format: if mode == Mode::Static {
                     Format::Qdq
@@ -354,6 +369,14 @@ mod tests {
             weights: Some(WeightType::Int7),
             ..planned(QuantizeMode::WeightOnly, None)
         };
+        let bytes = stages::Quantize {
+            integer_inputs_outputs: true,
+            ..planned(QuantizeMode::WeightOnly, None)
+        };
+        let signed = stages::Quantize {
+            integer_inputs_outputs: true,
+            ..planned(QuantizeMode::Static, None)
+        };
         for (stages, words) in [
             (vec![(None, None)], "names no technique"),
             (vec![(dynamic(), Some(RecoverMethod::GPTQ))], "or two"),
@@ -376,6 +399,11 @@ mod tests {
             ),
             (vec![(Some(four), None)], "Int4"),
             (vec![(Some(seven), None)], "Int7"),
+            (vec![(Some(bytes), None)], "integerInputsOutputs is for mode Static"),
+            (
+                vec![(Some(signed), None)],
+                "integerInputsOutputs is for activations: UInt8",
+            ),
         ] {
             let failure = of(&plan(&stages), "avx2").unwrap_err();
             assert_eq!(failure.reason, reasons::PLAN_INVALID);

@@ -163,6 +163,10 @@ fn start(
     onnx::free_dimensions(&mut model, &row_shapes(&plan.inputs))
         .map_err(|error| shape_failure(which.name(), &error))?;
     onnx::check(&model, &limits).map_err(|error| refuse(&error))?;
+    if matches!(which, Which::Candidate) {
+        // Bytes at its ends are given and taken as floats, which callers do, too.
+        onnx::floats_around(&mut model).map_err(|error| refuse(&error))?;
+    }
     let inputs = inputs_of(&model)?;
     let checked = scratch.join(which.name());
     std::fs::create_dir_all(&checked).map_err(|error| disk("create", &checked, &error))?;

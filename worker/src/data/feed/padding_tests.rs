@@ -36,7 +36,10 @@ fn ones(data: &[u8]) -> Vec<u8> {
     vec![1; data.len()]
 }
 
-fn fed(feed: &Feed) -> Vec<Vec<(String, Vec<usize>, Vec<u8>)>> {
+/// A tensor: its name, dimensions and bytes.
+type Fed = (String, Vec<usize>, Vec<u8>);
+
+fn fed(feed: &Feed) -> Vec<Vec<Fed>> {
     let tensors = |batch: Result<Vec<Tensor>, Error>| batch.unwrap().into_iter();
     let all = feed.batches(8).map(|batch| {
         let all = tensors(batch).map(|tensor| (tensor.name.clone(), tensor.dims.clone(), tensor.bytes().to_vec()));
