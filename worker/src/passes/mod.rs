@@ -16,6 +16,8 @@ pub mod fold_shapes;
 pub mod fold_table;
 pub mod gelu;
 mod gptq;
+#[cfg(feature = "bench")]
+pub mod kernels;
 pub mod layer_norm;
 mod layout;
 pub mod merge_projections;
