@@ -4,14 +4,18 @@
 use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 
-use crate::progress::Progress;
+use crate::{foreground, progress::Progress};
 
 /// Names the cache folder when it is not the default one.
 pub const CACHE_VARIABLE: &str = "ASSAYER_CACHE";
+/// How long to wait between two looks at a lock that another process holds.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// The cache folder: `$ASSAYER_CACHE`, else `$XDG_CACHE_HOME/assayer`, else `~/.cache/assayer`.
 pub fn root() -> Result<PathBuf> {
@@ -53,17 +57,22 @@ impl Lock {
     /// Takes the lock `name`, waiting for another process that holds it and saying so.
     pub fn wait(name: &str, progress: &Progress) -> Result<Self> {
         let (path, file) = Self::open(name)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
+        let mut said = false;
+        // Asked again and again: no interrupt would end a call that waits.
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(TryLockError::WouldBlock) => foreground::check()?,
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("lock {}", path.display()));
+                }
+            }
+            if !said {
                 progress.say(&format!("waiting for another process that holds {}", path.display()));
-                file.lock().with_context(|| format!("lock {}", path.display()))?;
+                said = true;
             }
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("lock {}", path.display()));
-            }
+            thread::sleep(AGAIN_AFTER);
         }
-        Ok(Self { _file: file })
     }
 
     /// Takes the lock `name`, or says `None` when another process holds it.

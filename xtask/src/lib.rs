@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod commands;
 pub mod demo;
 pub mod example;
+pub mod foreground;
 pub mod images;
 pub mod interrupt;
 pub mod process;

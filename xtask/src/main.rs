@@ -49,7 +49,7 @@ enum Command {
         #[arg(long, default_value_t = example::ROWS)]
         rows: usize,
     },
-    /// Figures of the worker on this machine, and of its peer beside it; nothing is asserted
+    /// Figures of the worker on this machine, and of its peers beside it; nothing is asserted
     #[command(subcommand)]
     Bench(bench::Bench),
     /// The whole journey: optimize, validate, approve, roll out, roll back, and see what is live
@@ -99,7 +99,10 @@ async fn run(command: Command, progress: &Progress) -> Result<()> {
                 pypi::onnx_runtime(progress)?.display()
             ))
         }
-        Command::Bench(bench) => bench::run(&bench, progress),
+        Command::Bench(bench) => {
+            let progress = progress.clone();
+            interrupt::or_interrupted_thread(move || bench::run(&bench, &progress)).await
+        }
         Command::Demo(options) => Box::pin(demo::run(&options, progress)).await,
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::progress::Step;
+use crate::{foreground, progress::Step};
 
 type Spawn = (Command, mpsc::Sender<io::Result<Child>>);
 
@@ -179,10 +179,7 @@ pub fn tail(log: &Path) -> String {
 /// Runs a command to its end; an error carries what it printed.
 pub fn run(command: &mut Command) -> Result<Output> {
     let shown = show(command);
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("run {shown}"))?;
+    let output = foreground::output(command.stdin(Stdio::null())).with_context(|| format!("run {shown}"))?;
     if !output.status.success() {
         let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
         if said.trim().is_empty() {
@@ -201,13 +198,17 @@ pub fn read(command: &mut Command) -> Result<String> {
 
 /// Like [`read`], for commands that take minutes: `step` shows the last line of what they say on stderr.
 pub fn read_shown(command: &mut Command, step: &Step) -> Result<String> {
-    const KEPT: usize = 40;
     let shown = show(command);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("run {shown}"))?;
+    foreground::attend(command, |child| watch(child, &shown, step)).with_context(|| format!("run {shown}"))?
+}
+
+/// Shows what a child says until it has ended.
+fn watch(mut child: Child, shown: &str, step: &Step) -> Result<String> {
+    const KEPT: usize = 40;
     let (Some(mut out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
         bail!("{shown} has no pipes")
     };

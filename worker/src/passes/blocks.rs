@@ -53,7 +53,7 @@ impl Bits {
         (count * self.number()).div_ceil(8)
     }
 
-    fn pack(self, codes: &[u8], packed: &mut [u8]) {
+    pub(super) fn pack(self, codes: &[u8], packed: &mut [u8]) {
         match self {
             Self::Eight => packed[..codes.len()].copy_from_slice(codes),
             Self::Four => {

@@ -17,6 +17,8 @@ pub mod fold_table;
 pub mod gelu;
 mod gptq;
 pub mod integer_ends;
+#[cfg(feature = "bench")]
+pub mod kernels;
 pub mod layer_norm;
 mod layout;
 pub mod merge_projections;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::{Options, contestant::Taken, environment, task::Task};
-use crate::{images, process, progress::Progress, tools::pypi};
+use crate::{foreground, images, process, progress::Progress, tools::pypi};
 
 /// The Python files, by the names under which they know each other.
 const SCRIPTS: &[(&str, &str)] = &[
@@ -18,13 +18,18 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("feeds.py", include_str!("python/feeds.py")),
     ("peer.py", include_str!("python/peer.py")),
     ("peer_inc.py", include_str!("python/peer_inc.py")),
+    ("peer_modelopt.py", include_str!("python/peer_modelopt.py")),
     ("peer_nncf.py", include_str!("python/peer_nncf.py")),
+    ("peer_olive.py", include_str!("python/peer_olive.py")),
     ("peer_ort.py", include_str!("python/peer_ort.py")),
     ("prepare_centerface.py", include_str!("python/prepare_centerface.py")),
+    ("prepare_large.py", include_str!("python/prepare_large.py")),
     ("prepare_magika.py", include_str!("python/prepare_magika.py")),
     ("prepare_minilm.py", include_str!("python/prepare_minilm.py")),
+    ("prepare_tinylm.py", include_str!("python/prepare_tinylm.py")),
     ("tasks.py", include_str!("python/tasks.py")),
     ("timed.py", include_str!("python/timed.py")),
+    ("transformer.py", include_str!("python/transformer.py")),
 ];
 
 /// What prepares data and evaluates: a neutral environment, no contestant's.
@@ -68,6 +73,20 @@ pub(super) fn write_scripts(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// All files below a folder, with their sizes.
+pub(super) fn files_below(folder: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            files.extend(files_below(&entry.path())?);
+        } else {
+            files.push((entry.path(), entry.metadata()?.len()));
+        }
+    }
+    Ok(files)
+}
+
 /// The text of a script.
 pub(super) fn script(name: &str) -> &'static str {
     SCRIPTS
@@ -83,7 +102,7 @@ impl Bed {
             Some(program) => std::path::absolute(program)?,
             None => images::compile(progress)?.path("assayer")?.to_owned(),
         };
-        let folder = tempfile::tempdir()?;
+        let folder = environment::aside()?;
         write_scripts(folder.path())?;
         let python = environment::python("evaluation", EVALUATION, progress)?;
         let data = task.data(&python, folder.path(), progress)?;
@@ -101,24 +120,42 @@ impl Bed {
         self.task
     }
 
-    /// The folder with `model.onnx` as delivered, `calibration.parquet`, `calibration.npz`, `held-out.npz` and `latency.npz`; where the
-    /// file as delivered can't be run, `repaired.onnx` beside it.
+    /// The folder with `model.onnx` as delivered, or where it has files beside it, the folder `model` with all of them; `inputs.json`,
+    /// `held-out.npz`, and where they are needed `calibration.parquet`, `calibration.npz` and `latency.npz`; where the file as delivered
+    /// can't be run, `repaired.onnx` beside it.
     pub(super) fn data(&self) -> &Path {
         &self.data
     }
 
-    /// The model as delivered.
+    /// The model as delivered: a file, or a folder with it.
     pub(super) fn delivered(&self) -> PathBuf {
-        self.data.join("model.onnx")
+        let folder = self.data.join("model");
+        if folder.exists() {
+            folder
+        } else {
+            self.data.join("model.onnx")
+        }
     }
 
-    /// The model that ONNX Runtime runs and that other tools get: repaired by hand where the file as delivered needs that.
+    /// The file that ONNX Runtime runs and that other tools get: repaired by hand where the model as delivered needs that.
     pub(super) fn baseline(&self) -> PathBuf {
         let repaired = self.data.join("repaired.onnx");
-        if repaired.exists() { repaired } else { self.delivered() }
+        let delivered = self.delivered();
+        if repaired.exists() {
+            repaired
+        } else if delivered.is_dir() {
+            delivered.join("model.onnx")
+        } else {
+            delivered
+        }
     }
 
+    /// With the files beside it.
     pub(super) fn baseline_bytes(&self) -> Result<u64> {
+        let delivered = self.delivered();
+        if delivered.is_dir() {
+            return Ok(files_below(&delivered)?.iter().map(|(_, bytes)| bytes).sum());
+        }
         Ok(fs::metadata(self.baseline())?.len())
     }
 
@@ -160,7 +197,7 @@ impl Bed {
             .arg(command.get_program());
         timed.args(command.get_args());
         timed.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let output = timed.stdin(Stdio::null()).output().context("run timed.py")?;
+        let output = foreground::output(timed.stdin(Stdio::null())).context("run timed.py")?;
         let Ok(text) = fs::read(&report) else {
             bail!(
                 "a contestant was interrupted ({}): {}",
@@ -187,5 +224,19 @@ impl Bed {
         let said = process::read_shown(command.arg(self.script("evaluate.py")).arg(&path), &step)?;
         step.done("");
         Ok(said)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_found_in_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("tag")).unwrap();
+        fs::write(folder.path().join("tag/model.onnx"), "abc").unwrap();
+        let files = files_below(folder.path()).unwrap();
+        assert_eq!(files, [(folder.path().join("tag/model.onnx"), 3)]);
     }
 }

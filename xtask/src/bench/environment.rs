@@ -8,11 +8,12 @@ use std::{
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use super::cached;
 use crate::{process, progress::Progress, tools::debian};
 
-/// How folders begin that are being filled.
+/// How folders begin that are for this run only, or not whole yet.
 const UNFINISHED: &str = ".unfinished-";
 
 /// Removes what a killed run left; the caller holds the lock of the bench.
@@ -26,11 +27,16 @@ pub(super) fn sweep() -> Result<()> {
     Ok(())
 }
 
+/// An empty folder beside what is cached, removed when it is dropped, or else by the next run.
+pub(super) fn aside() -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(cached()?)?)
+}
+
 /// The folder `name` in the bench's cache, filled by `fill` aside and moved there once it is whole.
 pub(super) fn once(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let folder = cached()?.join(name);
     if !folder.exists() {
-        let aside = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(cached()?)?;
+        let aside = aside()?;
         fill(aside.path())?;
         fs::rename(aside.keep(), &folder).with_context(|| format!("rename to {}", folder.display()))?;
     }

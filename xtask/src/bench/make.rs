@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
@@ -14,7 +14,7 @@ use assayer_crds::stages::Stage;
 use serde::Deserialize;
 
 use super::{
-    bed::Bed,
+    bed::{Bed, files_below},
     contestant::{Contestant, Taken, Way},
 };
 
@@ -198,32 +198,4 @@ fn by_script(
     }
     fs::remove_dir_all(&scratch)?;
     Ok(taken)
-}
-
-/// All files below a folder, with their sizes.
-fn files_below(folder: &Path) -> Result<Vec<(PathBuf, u64)>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            files.extend(files_below(&entry.path())?);
-        } else {
-            files.push((entry.path(), entry.metadata()?.len()));
-        }
-    }
-    Ok(files)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_are_found_in_folders() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("tag")).unwrap();
-        fs::write(folder.path().join("tag/model.onnx"), "abc").unwrap();
-        let files = files_below(folder.path()).unwrap();
-        assert_eq!(files, [(folder.path().join("tag/model.onnx"), 3)]);
-    }
 }

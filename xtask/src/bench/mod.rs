@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
-use self::{bed::Bed, contestant::Contestant, task::Task};
+use self::{bars::Bar, bed::Bed, contestant::Contestant, task::Task};
 use crate::{
     cache::{self, Lock},
     progress::Progress,
@@ -33,7 +33,7 @@ pub enum Bench {
 /// How much.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Only this model; may be given several times [default: all]
+    /// Only this model; may be given several times [default: all but large]
     #[arg(long, value_enum)]
     model: Vec<Task>,
     /// Times that everything is done; the table shows medians
@@ -43,14 +43,33 @@ pub struct Options {
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
     samples: u32,
     /// Only our candidates and the tool that latencies are compared with
-    #[arg(long)]
+    #[arg(long, conflicts_with = "all_peers")]
     no_peers: bool,
+    /// Also olive and modelopt: they bring torch along, 3 GB of downloads and 6 GB of the cache for each
+    #[arg(long)]
+    all_peers: bool,
+    /// Only contestants whose name holds this, such as `int4`, beside the one that latencies are compared with, and only bars that need no
+    /// others; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     /// Program to measure, such as target/release/assayer [default: built with the workspace's dev profile]
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     /// Where to write all figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+impl Options {
+    /// Whether a contestant of this name takes part.
+    fn wants(&self, id: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| id.contains(part.as_str()))
+    }
+
+    /// Whether a tool takes part that may be there `on_request` only.
+    fn wants_peer(&self, on_request: bool) -> bool {
+        !self.no_peers && (self.all_peers || !on_request)
+    }
 }
 
 /// Measures and prints.
@@ -63,7 +82,10 @@ pub fn run(bench: &Bench, progress: &Progress) -> Result<()> {
     for task in Task::chosen(&options.model) {
         let bed = Bed::new(task, options, progress)?;
         let contestants = measure(&bed, options, progress)?;
-        let bars = bars::of(task, &contestants, bed.baseline_bytes()?, options.samples);
+        let mut bars = bars::of(task, &contestants, bed.baseline_bytes()?, options.samples);
+        if !options.only.is_empty() {
+            bars.retain(Bar::has_all_figures);
+        }
         progress.say(&format!(
             "\n{}\n{}",
             table::models(task, &contestants),
@@ -86,7 +108,8 @@ pub fn run(bench: &Bench, progress: &Progress) -> Result<()> {
 /// All contestants of a model, made and evaluated.
 fn measure(bed: &Bed, options: &Options, progress: &Progress) -> Result<Vec<Contestant>> {
     let mut contestants = vec![Contestant::baseline(&bed.baseline(), bed.baseline_bytes()?)];
-    contestants.extend(ours::of(bed.task())?);
+    let ours = ours::of(bed.task())?;
+    contestants.extend(ours.into_iter().filter(|one| options.wants(&one.id)));
     contestants.extend(peers::of(bed.task(), options, progress)?);
     for round in 0..options.runs {
         let step = progress.step(format!(

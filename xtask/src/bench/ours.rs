@@ -10,6 +10,12 @@ use super::{
 
 type Entry = (&'static str, Method, &'static str);
 
+const BEST_DYNAMIC: Entry = (
+    "dynamic best",
+    Method::Own,
+    "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}, recover: {method: GPTQ}, recover: {method: BiasCorrection}]",
+);
+
 const MINILM: &[Entry] = &[
     ("dynamic", Method::Dynamic, "[quantize: {mode: Dynamic}]"),
     (
@@ -22,11 +28,7 @@ const MINILM: &[Entry] = &[
         Method::Own,
         "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}, recover: {method: GPTQ}]",
     ),
-    (
-        "dynamic best",
-        Method::Own,
-        "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}, recover: {method: GPTQ}, recover: {method: BiasCorrection}]",
-    ),
+    BEST_DYNAMIC,
     (
         "dynamic raised",
         Method::Own,
@@ -109,12 +111,83 @@ const CENTERFACE: &[Entry] = &[
     ),
 ];
 
+const TINYLM: &[Entry] = &[
+    ("dynamic", Method::Dynamic, "[quantize: {mode: Dynamic}]"),
+    (
+        "smooth dynamic",
+        Method::Own,
+        "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}]",
+    ),
+    (
+        "dynamic gptq",
+        Method::Own,
+        "[quantize: {mode: Dynamic}, recover: {method: GPTQ}]",
+    ),
+    BEST_DYNAMIC,
+    ("minmax", Method::MinMax, "[quantize: {mode: Static}]"),
+    (
+        "entropy",
+        Method::Entropy,
+        "[quantize: {mode: Static, calibration: {method: Entropy}}]",
+    ),
+    (
+        "percentile",
+        Method::Percentile,
+        "[quantize: {mode: Static, calibration: {method: Percentile}}]",
+    ),
+    (
+        "smoothquant",
+        Method::SmoothQuant,
+        "[recover: {method: SmoothQuant}, quantize: {mode: Static}]",
+    ),
+    ("int8 blocks 32", Method::Int8Blocks, "[quantize: {mode: WeightOnly}]"),
+    (
+        "int4 32",
+        Method::Int4Blocks,
+        "[quantize: {mode: WeightOnly, weights: Int4}]",
+    ),
+    (
+        "int4 32 gptq",
+        Method::Int4Gptq,
+        "[quantize: {mode: WeightOnly, weights: Int4}, recover: {method: GPTQ}]",
+    ),
+    (
+        "int4 128 gptq",
+        Method::Int4Gptq,
+        "[quantize: {mode: WeightOnly, weights: Int4, block: 128}, recover: {method: GPTQ}]",
+    ),
+];
+
+/// All methods that read no data.
+const LARGE: &[Entry] = &[
+    ("dynamic", Method::Dynamic, "[quantize: {mode: Dynamic}]"),
+    ("int8 blocks 32", Method::Int8Blocks, "[quantize: {mode: WeightOnly}]"),
+    (
+        "int8 blocks 128",
+        Method::Int8Blocks,
+        "[quantize: {mode: WeightOnly, block: 128}]",
+    ),
+    (
+        "int4 32",
+        Method::Int4Blocks,
+        "[quantize: {mode: WeightOnly, weights: Int4}]",
+    ),
+    (
+        "int4 128",
+        Method::Int4Blocks,
+        "[quantize: {mode: WeightOnly, weights: Int4, block: 128}]",
+    ),
+    ("float16", Method::Own, "[quantize: {mode: Float16}]"),
+];
+
 /// Our candidates.
 pub(super) fn of(task: Task) -> Result<Vec<Contestant>> {
     let entries = match task {
         Task::Minilm => MINILM,
         Task::Magika => MAGIKA,
         Task::Centerface => CENTERFACE,
+        Task::Tinylm => TINYLM,
+        Task::Large => LARGE,
     };
     let made = entries.iter().map(|(name, method, written)| {
         let stages = parse(written).with_context(|| format!("the stages of `{name}`"))?;

@@ -15,6 +15,8 @@ struct Peer {
     name: &'static str,
     packages: &'static [&'static str],
     script: &'static str,
+    /// Only with `--all-peers`: it brings torch along.
+    on_request: bool,
     /// Its methods by name; [`HUNGRY`] and [`DATA_FREE`] say more about some.
     methods: &'static [(&'static str, Method)],
 }
@@ -24,6 +26,7 @@ const PEERS: &[Peer] = &[
         name: "ort",
         packages: &["onnxruntime==1.32.0", "onnx==1.23.2", "onnx_ir"],
         script: "peer_ort.py",
+        on_request: false,
         methods: &[
             ("dynamic", Method::Dynamic),
             ("minmax", Method::MinMax),
@@ -40,6 +43,7 @@ const PEERS: &[Peer] = &[
         name: "nncf",
         packages: &["nncf==3.4.0", "onnxruntime==1.32.0", "onnx==1.23.2"],
         script: "peer_nncf.py",
+        on_request: false,
         methods: &[
             ("int8", Method::MinMax),
             ("int8-accurate", Method::MinMax),
@@ -58,6 +62,7 @@ const PEERS: &[Peer] = &[
             "scipy",
         ],
         script: "peer_inc.py",
+        on_request: false,
         methods: &[
             ("dynamic", Method::Dynamic),
             ("minmax", Method::MinMax),
@@ -65,6 +70,29 @@ const PEERS: &[Peer] = &[
             ("smoothquant-padded", Method::SmoothQuant),
             ("int4", Method::Int4Blocks),
             ("int4-gptq", Method::Int4Gptq),
+        ],
+    },
+    Peer {
+        name: "olive",
+        packages: &["olive-ai==0.13.0", "onnxruntime==1.32.0", "onnx==1.23.2"],
+        script: "peer_olive.py",
+        on_request: true,
+        methods: &[
+            ("dynamic", Method::Dynamic),
+            ("minmax", Method::MinMax),
+            ("int4", Method::Int4Blocks),
+        ],
+    },
+    Peer {
+        name: "modelopt",
+        packages: &["nvidia-modelopt[onnx]==0.47.0"],
+        script: "peer_modelopt.py",
+        on_request: true,
+        methods: &[
+            ("max", Method::MinMax),
+            ("entropy", Method::Entropy),
+            ("int4", Method::Int4Blocks),
+            ("int4-awq", Method::Int4Gptq),
         ],
     },
 ];
@@ -79,21 +107,24 @@ const HUNGRY: (&[&str], u32) = (&["entropy", "entropy-padded", "percentile", "pe
 pub(super) fn of(task: Task, options: &Options, progress: &Progress) -> Result<Vec<Contestant>> {
     let mut made = Vec::new();
     for peer in PEERS {
-        let methods: Vec<_> = peer.methods.iter().filter(|(name, _)| applies(task, name)).collect();
-        let needed = |name: &str| !options.no_peers || task.reference() == format!("{} {name}", peer.name);
-        if !methods.iter().any(|(name, _)| needed(name)) {
+        let asked = |name: &str| task.reference() == name || options.wants(name) && options.wants_peer(peer.on_request);
+        let methods = peer.methods.iter().filter(|(name, _)| applies(task, name));
+        let methods: Vec<_> = methods
+            .map(|(name, method)| (format!("{} {name}", peer.name), *name, *method))
+            .filter(|(id, ..)| asked(id))
+            .collect();
+        if methods.is_empty() {
             continue;
         }
         let python = environment::python(peer.name, peer.packages, progress)?;
-        for (name, method) in methods.into_iter().filter(|(name, _)| needed(name)) {
+        for (id, name, method) in methods {
             let way = Way::Script {
                 python: python.clone(),
                 script: peer.script,
                 method: name,
             };
-            let calibrated = !DATA_FREE.contains(method);
-            let mut one = Contestant::new(format!("{} {name}", peer.name), *method, calibrated, way);
-            one.most_samples = HUNGRY.0.contains(name).then_some(HUNGRY.1);
+            let mut one = Contestant::new(id, method, !DATA_FREE.contains(&method), way);
+            one.most_samples = HUNGRY.0.contains(&name).then_some(HUNGRY.1);
             made.push(one);
         }
     }
@@ -103,5 +134,7 @@ pub(super) fn of(task: Task, options: &Options, progress: &Progress) -> Result<V
 /// Whether a method makes sense for a model: padding is for inputs of several lengths, blocks of weights are for matrix products.
 fn applies(task: Task, method: &str) -> bool {
     let has_products = task != Task::Centerface;
-    (task.lengths_differ() || !method.ends_with("-padded")) && (has_products || !method.starts_with("int4"))
+    task.has_peers()
+        && (task.lengths_differ() || !method.ends_with("-padded"))
+        && (has_products || !method.starts_with("int4"))
 }

@@ -2,7 +2,11 @@
 
 use comfy_table::Table;
 
-use super::{bars::Bar, contestant::Contestant, task::Task};
+use super::{
+    bars::{Bar, Verdict},
+    contestant::Contestant,
+    task::Task,
+};
 
 /// Longest words of what failed; all of them are in the JSON file.
 const WORDS: usize = 90;
@@ -52,7 +56,11 @@ pub(super) fn bars(bars: &[Bar]) -> Table {
     let mut table = empty();
     table.set_header(["bar", "candidate", "figures (bounds)", ""]);
     for bar in bars {
-        let verdict = if bar.met { "met" } else { "missed" };
+        let verdict = match bar.verdict {
+            Verdict::Met => "met",
+            Verdict::Tie => "tie",
+            Verdict::Missed => "missed",
+        };
         let who = bar.who.chars().take(WORDS).collect::<String>();
         table.add_row([bar.what.as_str(), &who, &bar.figures(), verdict]);
     }

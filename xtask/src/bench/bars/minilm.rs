@@ -87,7 +87,7 @@ pub(super) fn bars(all: &[Contestant]) -> Vec<Bar> {
     let one = find(all, who);
     let peer = find(all, SMALL_PEER).and_then(Contestant::mean_ratio);
     bars.push(Bar::new(
-        "INT4, smaller; latency to Olive's, which is not run yet",
+        "INT4, smaller; latency to Olive's (--all-peers)",
         who,
         vec![
             Condition::new("cosine", Bound::AtLeast(least), cosine(one)),

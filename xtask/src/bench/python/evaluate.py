@@ -76,7 +76,7 @@ def main():
             result["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     good = [model for model in job["models"] if "error" not in found["models"][model["name"]]]
     reference = next((model for model in good if model["name"] == job["reference"]), None)
-    for turn in range(job["rounds"] if reference else 0):
+    for turn in range(job["rounds"] if reference and task.cases() else 0):
         for count in threads:
             its = session(reference["path"], count)
             for model in good:

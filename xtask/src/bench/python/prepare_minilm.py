@@ -20,7 +20,6 @@ import feeds
 
 CALIBRATION, HELD_OUT = 512, 600
 LONGEST = 64
-EQUAL = 24
 LATENCY_TOKENS = [24, 128]
 
 jar, sdist, folder = map(Path, sys.argv[1:])
@@ -43,9 +42,8 @@ def feed(ids):
 
 
 ids = [tokenizer.encode(sentence).ids[:LONGEST] for sentence in sentences]
-# Of one length, until the worker takes rows of several.
-calibration = [feed(one) for one in [one for one in ids if len(one) == EQUAL][:CALIBRATION]]
-held_out = [one for one in ids if len(one) != EQUAL][:HELD_OUT]
+calibration = [feed(one) for one in ids[:CALIBRATION]]
+held_out = ids[CALIBRATION : CALIBRATION + HELD_OUT]
 feeds.save(folder / "calibration.npz", calibration)
 columns = {name: [sample[name][0] for sample in calibration] for name in calibration[0]}
 pyarrow.parquet.write_table(pyarrow.table(columns), folder / "calibration.parquet")
