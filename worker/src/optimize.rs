@@ -186,16 +186,15 @@ pub fn optimize(
     };
     std::thread::scope(|scope| {
         let mut reference = Reference::begin(scope, baseline, &probe);
-        let made = make(
+        let work = Work {
             runtime,
             request,
-            model,
             samples,
-            &probe,
-            &mut reference,
-            &mut scratch,
-            progress,
-        );
+            probe: &probe,
+            bytes_before,
+            nodes_before,
+        };
+        let made = work.make(model, &mut reference, &mut scratch, progress);
         // First: of a baseline that does not run nothing can be made.
         reference.wait()?;
         let mut report = made?;
@@ -207,102 +206,113 @@ pub fn optimize(
             };
             report.passes.insert(0, freed);
         }
-        Ok(OptimizeReport {
-            bytes_before,
-            nodes_before,
-            ..report
-        })
+        Ok(report)
     })
 }
 
-/// Makes the candidate of `model`, and runs it.
-#[allow(clippy::too_many_arguments, reason = "what one candidate takes, once")]
-fn make(
-    runtime: &Runtime,
-    request: &Request<'_>,
-    mut model: Model,
-    samples: Samples<'_>,
-    probe: &[Tensor],
-    reference: &mut Reference<'_>,
-    scratch: &mut Scratch,
-    progress: &mut dyn FnMut(Step),
-) -> Result<OptimizeReport, Error> {
-    progress(Step::Simplify);
-    let Simplified {
-        upgraded,
-        stages,
-        mut reports,
-    } = simplify(&mut model, request)?;
-    let (mut done, mut chosen) = (0, Vec::new());
-    let mut asked = false;
-    for stage in stages {
-        if stage.runs() {
-            reference.wait()?;
-        }
-        let mut told = |step| {
-            if let Step::Calibrate(batches) = step {
-                done = batches;
-            }
-            progress(step);
-        };
-        let mut calibration = Calibration {
-            scratch: &request.output.with_added_extension("optimized"),
-            limits: &request.limits,
-            runtime,
-            threads: request.threads,
-            asked,
-            samples,
-            tables: request.given.tables.as_ref(),
-            probe,
-            progress: &mut told,
-        };
-        let applied = stage.apply(&mut model, &mut calibration)?;
-        asked = matches!(stage, Stage::Choose(_));
-        reports.extend(applied.reports);
-        chosen.extend(applied.chosen);
-        onnx::check(&model, &request.limits)?;
-    }
+/// What a candidate is made with.
+struct Work<'w, 's> {
+    runtime: &'w Runtime,
+    request: &'w Request<'w>,
+    samples: Samples<'s>,
+    probe: &'w [Tensor],
+    bytes_before: u64,
+    nodes_before: usize,
+}
 
-    progress(Step::Write);
-    onnx::settle(&mut model.graph);
-    let written = onnx::write(&model, request.output)?;
-    let nodes_after = model.graph.nodes.len();
-    let once = reference::once(&model);
-    // Nothing of the baseline is needed any more, and the candidate may be as large.
-    drop(model);
-    let mut made = onnx::read(request.output, &request.limits)?;
-    onnx::check(&made, &request.limits)?;
-    // Inputs and outputs that are bytes are given and taken as floats, as the baseline's.
-    let floats = (onnx::floats_around(&mut made)? > 0).then_some(made);
-    progress(Step::Verify);
-    let (candidate, waited) = rayon::join(
-        || {
-            let session = match &floats {
-                Some(made) => runtime.open_model(made, &once),
-                None => runtime.open(request.output, &once),
+impl Work<'_, '_> {
+    /// Makes the candidate of `model`, and runs it.
+    fn make(
+        &self,
+        mut model: Model,
+        reference: &mut Reference<'_>,
+        scratch: &mut Scratch,
+        progress: &mut dyn FnMut(Step),
+    ) -> Result<OptimizeReport, Error> {
+        let Self {
+            runtime,
+            request,
+            samples,
+            probe,
+            ..
+        } = *self;
+        progress(Step::Simplify);
+        let Simplified {
+            upgraded,
+            stages,
+            mut reports,
+        } = simplify(&mut model, request)?;
+        let (mut done, mut chosen) = (0, Vec::new());
+        let mut asked = false;
+        for stage in stages {
+            if stage.runs() {
+                reference.wait()?;
+            }
+            let mut told = |step| {
+                if let Step::Calibrate(batches) = step {
+                    done = batches;
+                }
+                progress(step);
             };
-            reference::run(session, "candidate", probe)
-        },
-        || {
-            reference.wait()?;
-            scratch.remove();
-            Ok::<_, Error>(())
-        },
-    );
-    waited?;
-    Ok(OptimizeReport {
-        opset_before: upgraded.before,
-        opset_after: upgraded.after,
-        passes: reports,
-        chosen,
-        bytes_before: 0,
-        bytes_after: written.bytes,
-        nodes_before: 0,
-        nodes_after,
-        calibration_batches: done,
-        files: std::iter::once(written.model).chain(written.external).collect(),
-        first_sample_difference: reference.compare(&candidate?)?,
-    })
+            let mut calibration = Calibration {
+                scratch: &request.output.with_added_extension("optimized"),
+                limits: &request.limits,
+                runtime,
+                threads: request.threads,
+                asked,
+                samples,
+                tables: request.given.tables.as_ref(),
+                probe,
+                progress: &mut told,
+            };
+            let applied = stage.apply(&mut model, &mut calibration)?;
+            asked = matches!(stage, Stage::Choose(_));
+            reports.extend(applied.reports);
+            chosen.extend(applied.chosen);
+            onnx::check(&model, &request.limits)?;
+        }
+
+        progress(Step::Write);
+        onnx::settle(&mut model.graph);
+        let written = onnx::write(&model, request.output)?;
+        let nodes_after = model.graph.nodes.len();
+        let once = reference::once(&model);
+        // Nothing of the baseline is needed any more, and the candidate may be as large.
+        drop(model);
+        let mut made = onnx::read(request.output, &request.limits)?;
+        onnx::check(&made, &request.limits)?;
+        // Inputs and outputs that are bytes are given and taken as floats, as the baseline's.
+        let floats = (onnx::floats_around(&mut made)? > 0).then_some(made);
+        progress(Step::Verify);
+        let (candidate, waited) = rayon::join(
+            || {
+                let session = match &floats {
+                    Some(made) => runtime.open_model(made, &once),
+                    None => runtime.open(request.output, &once),
+                };
+                reference::run(session, "candidate", probe)
+            },
+            || {
+                reference.wait()?;
+                scratch.remove();
+                Ok::<_, Error>(())
+            },
+        );
+        waited?;
+        Ok(OptimizeReport {
+            opset_before: upgraded.before,
+            opset_after: upgraded.after,
+            passes: reports,
+            chosen,
+            bytes_before: self.bytes_before,
+            bytes_after: written.bytes,
+            nodes_before: self.nodes_before,
+            nodes_after,
+            calibration_batches: done,
+            files: std::iter::once(written.model).chain(written.external).collect(),
+            first_sample_difference: reference.compare(&candidate?)?,
+        })
+    }
 }
 
 /// A float model that stages can work on.

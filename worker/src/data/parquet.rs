@@ -14,6 +14,7 @@ use arrow_schema::{DataType, Schema};
 use assayer_crds::contract::InputBinding;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 
 use super::Error;
 use super::column::{Column, Rows};
@@ -24,6 +25,8 @@ use crate::onnx::RowShapes;
 
 /// Rows that are decoded at once.
 const BATCH: usize = 256;
+/// Most numbers that are read at once, unless a single row has more.
+const MOST_VALUES: usize = 1 << 20;
 
 /// What is read of a data set, and where it goes.
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +149,18 @@ struct Source<'a> {
     rows: u64,
 }
 
+/// Rows that are read at once: few where they are long, so that images take no more memory than numbers.
+fn batch(metadata: &ParquetMetaData) -> usize {
+    let columns = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
+    // What the file says of itself; whatever that is, at least one row is read and at most as many as ever.
+    let values: i64 = columns
+        .map(|column| column.num_values().max(0))
+        .fold(0, i64::saturating_add);
+    let rows = metadata.file_metadata().num_rows().max(1);
+    let long = usize::try_from(values / rows).unwrap_or(usize::MAX).max(1);
+    (MOST_VALUES / long).clamp(1, BATCH)
+}
+
 /// Rows, per bound column.
 struct Batch {
     rows: usize,
@@ -173,9 +188,10 @@ impl<'a> Source<'a> {
                 roots.push(index);
             }
             let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
+            let rows = batch(builder.metadata());
             let reader = builder
                 .with_projection(mask)
-                .with_batch_size(BATCH)
+                .with_batch_size(rows)
                 .build()
                 .map_err(unreadable)?;
             Ok(Self {

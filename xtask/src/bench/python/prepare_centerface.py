@@ -23,9 +23,10 @@ import feeds
 
 INPUT = "input.1"
 CALIBRATION = 256
-CROP = (240, 320)
+# Sides are multiples of 32, as feature maps that are added to each other ask.
+CROP = (256, 320)
 WHOLE = (480, 640)
-TILE = 80
+TILE = 64
 PORTRAIT = 64
 PHOTOGRAPHS = ["camera.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg"]
 HELD_OUT = ["astronaut.png", "motorcycle_right.png"]
