@@ -73,6 +73,10 @@ pub enum Error {
     Data(#[source] DataError),
 }
 
+/// Bytes of a baseline that is run beside the work on the candidate (512 MiB). What both read is in memory twice meanwhile, which a larger
+/// one has no room for.
+const MOST_BESIDE: u64 = 512 << 20;
+
 /// Name under which it is reported how many declared sizes were freed.
 const FREE: &str = "free-dimensions";
 
@@ -236,6 +240,9 @@ impl Work<'_, '_> {
             probe,
             ..
         } = *self;
+        if self.bytes_before > MOST_BESIDE {
+            reference.wait()?;
+        }
         progress(Step::Simplify);
         let Simplified {
             upgraded,
