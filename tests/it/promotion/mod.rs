@@ -65,14 +65,18 @@ async fn goes_live(scene: &Scene, first: &str) -> Result<()> {
         live.attempt
             .is_some_and(|attempt| attempt.delivery.is_some() && attempt.cause == "RolloutComplete")
     );
-    let events = scene.events("prod").await?;
-    for reason in ["ApprovalMissing", "RolloutStarted", "Live"] {
-        ensure!(
-            events.iter().any(|event| event == reason),
-            "no event {reason}: {events:?}"
-        );
-    }
-    Ok(())
+    // Events are told after the status is written.
+    wait("events from the request to live", || async {
+        let events = scene.events("prod").await?;
+        for reason in ["ApprovalMissing", "RolloutStarted", "Live"] {
+            ensure!(
+                events.iter().any(|event| event == reason),
+                "no event {reason}: {events:?}"
+            );
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// The steady state writes nothing.
