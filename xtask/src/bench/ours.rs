@@ -10,6 +10,45 @@ use super::{
 
 type Entry = (&'static str, Method, &'static str);
 
+const DYNAMIC: Entry = ("dynamic", Method::Dynamic, "[quantize: {mode: Dynamic}]");
+const SMOOTH_DYNAMIC: Entry = (
+    "smooth dynamic",
+    Method::Own,
+    "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}]",
+);
+/// Nothing is specified.
+const MIN_MAX: Entry = ("minmax", Method::MinMax, "[quantize: {mode: Static}]");
+const ENTROPY: Entry = (
+    "entropy",
+    Method::Entropy,
+    "[quantize: {mode: Static, calibration: {method: Entropy}}]",
+);
+const PERCENTILE: Entry = (
+    "percentile",
+    Method::Percentile,
+    "[quantize: {mode: Static, calibration: {method: Percentile}}]",
+);
+const SMOOTH_QUANT: Entry = (
+    "smoothquant",
+    Method::SmoothQuant,
+    "[recover: {method: SmoothQuant}, quantize: {mode: Static}]",
+);
+const INT8_BLOCKS: Entry = ("int8 blocks 32", Method::Int8Blocks, "[quantize: {mode: WeightOnly}]");
+const INT4: Entry = (
+    "int4 32",
+    Method::Int4Blocks,
+    "[quantize: {mode: WeightOnly, weights: Int4}]",
+);
+const INT4_GPTQ: Entry = (
+    "int4 32 gptq",
+    Method::Int4Gptq,
+    "[quantize: {mode: WeightOnly, weights: Int4}, recover: {method: GPTQ}]",
+);
+const INT4_GPTQ_LONG: Entry = (
+    "int4 128 gptq",
+    Method::Int4Gptq,
+    "[quantize: {mode: WeightOnly, weights: Int4, block: 128}, recover: {method: GPTQ}]",
+);
 const BEST_DYNAMIC: Entry = (
     "dynamic best",
     Method::Own,
@@ -17,12 +56,8 @@ const BEST_DYNAMIC: Entry = (
 );
 
 const MINILM: &[Entry] = &[
-    ("dynamic", Method::Dynamic, "[quantize: {mode: Dynamic}]"),
-    (
-        "smooth dynamic",
-        Method::Own,
-        "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}]",
-    ),
+    DYNAMIC,
+    SMOOTH_DYNAMIC,
     (
         "smooth dynamic gptq",
         Method::Own,
@@ -35,143 +70,55 @@ const MINILM: &[Entry] = &[
         "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}, recover: {method: GPTQ}, recover: {method: BiasCorrection}, \
          recover: {method: RaisePrecision, share: '0.35'}]",
     ),
-    ("minmax", Method::MinMax, "[quantize: {mode: Static}]"),
-    (
-        "entropy",
-        Method::Entropy,
-        "[quantize: {mode: Static, calibration: {method: Entropy}}]",
-    ),
-    (
-        "percentile",
-        Method::Percentile,
-        "[quantize: {mode: Static, calibration: {method: Percentile}}]",
-    ),
-    (
-        "smoothquant",
-        Method::SmoothQuant,
-        "[recover: {method: SmoothQuant}, quantize: {mode: Static}]",
-    ),
+    MIN_MAX,
+    ENTROPY,
+    PERCENTILE,
+    SMOOTH_QUANT,
     (
         "static best",
         Method::Own,
         "[recover: {method: SmoothQuant}, quantize: {mode: Static, calibration: {method: Percentile}}, recover: {method: GPTQ}, \
          recover: {method: BiasCorrection}]",
     ),
-    ("int8 blocks 32", Method::Int8Blocks, "[quantize: {mode: WeightOnly}]"),
-    (
-        "int4 32",
-        Method::Int4Blocks,
-        "[quantize: {mode: WeightOnly, weights: Int4}]",
-    ),
-    (
-        "int4 32 gptq",
-        Method::Int4Gptq,
-        "[quantize: {mode: WeightOnly, weights: Int4}, recover: {method: GPTQ}]",
-    ),
-    (
-        "int4 128 gptq",
-        Method::Int4Gptq,
-        "[quantize: {mode: WeightOnly, weights: Int4, block: 128}, recover: {method: GPTQ}]",
-    ),
+    INT8_BLOCKS,
+    INT4,
+    INT4_GPTQ,
+    INT4_GPTQ_LONG,
 ];
 
-const MAGIKA: &[Entry] = &[
-    ("dynamic", Method::Dynamic, "[quantize: {mode: Dynamic}]"),
-    // Nothing is specified.
-    ("minmax", Method::MinMax, "[quantize: {mode: Static}]"),
-    (
-        "entropy",
-        Method::Entropy,
-        "[quantize: {mode: Static, calibration: {method: Entropy}}]",
-    ),
-    (
-        "percentile",
-        Method::Percentile,
-        "[quantize: {mode: Static, calibration: {method: Percentile}}]",
-    ),
-    ("int8 blocks 32", Method::Int8Blocks, "[quantize: {mode: WeightOnly}]"),
-    (
-        "int4 32",
-        Method::Int4Blocks,
-        "[quantize: {mode: WeightOnly, weights: Int4}]",
-    ),
-];
+const MAGIKA: &[Entry] = &[DYNAMIC, MIN_MAX, ENTROPY, PERCENTILE, INT8_BLOCKS, INT4];
 
-const CENTERFACE: &[Entry] = &[
-    ("minmax", Method::MinMax, "[quantize: {mode: Static}]"),
-    (
-        "entropy",
-        Method::Entropy,
-        "[quantize: {mode: Static, calibration: {method: Entropy}}]",
-    ),
-    (
-        "percentile",
-        Method::Percentile,
-        "[quantize: {mode: Static, calibration: {method: Percentile}}]",
-    ),
-];
+const CENTERFACE: &[Entry] = &[MIN_MAX, ENTROPY, PERCENTILE];
 
 const TINYLM: &[Entry] = &[
-    ("dynamic", Method::Dynamic, "[quantize: {mode: Dynamic}]"),
-    (
-        "smooth dynamic",
-        Method::Own,
-        "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic}]",
-    ),
+    DYNAMIC,
+    SMOOTH_DYNAMIC,
     (
         "dynamic gptq",
         Method::Own,
         "[quantize: {mode: Dynamic}, recover: {method: GPTQ}]",
     ),
     BEST_DYNAMIC,
-    ("minmax", Method::MinMax, "[quantize: {mode: Static}]"),
-    (
-        "entropy",
-        Method::Entropy,
-        "[quantize: {mode: Static, calibration: {method: Entropy}}]",
-    ),
-    (
-        "percentile",
-        Method::Percentile,
-        "[quantize: {mode: Static, calibration: {method: Percentile}}]",
-    ),
-    (
-        "smoothquant",
-        Method::SmoothQuant,
-        "[recover: {method: SmoothQuant}, quantize: {mode: Static}]",
-    ),
-    ("int8 blocks 32", Method::Int8Blocks, "[quantize: {mode: WeightOnly}]"),
-    (
-        "int4 32",
-        Method::Int4Blocks,
-        "[quantize: {mode: WeightOnly, weights: Int4}]",
-    ),
-    (
-        "int4 32 gptq",
-        Method::Int4Gptq,
-        "[quantize: {mode: WeightOnly, weights: Int4}, recover: {method: GPTQ}]",
-    ),
-    (
-        "int4 128 gptq",
-        Method::Int4Gptq,
-        "[quantize: {mode: WeightOnly, weights: Int4, block: 128}, recover: {method: GPTQ}]",
-    ),
+    MIN_MAX,
+    ENTROPY,
+    PERCENTILE,
+    SMOOTH_QUANT,
+    INT8_BLOCKS,
+    INT4,
+    INT4_GPTQ,
+    INT4_GPTQ_LONG,
 ];
 
 /// All methods that read no data.
 const LARGE: &[Entry] = &[
-    ("dynamic", Method::Dynamic, "[quantize: {mode: Dynamic}]"),
-    ("int8 blocks 32", Method::Int8Blocks, "[quantize: {mode: WeightOnly}]"),
+    DYNAMIC,
+    INT8_BLOCKS,
     (
         "int8 blocks 128",
         Method::Int8Blocks,
         "[quantize: {mode: WeightOnly, block: 128}]",
     ),
-    (
-        "int4 32",
-        Method::Int4Blocks,
-        "[quantize: {mode: WeightOnly, weights: Int4}]",
-    ),
+    INT4,
     (
         "int4 128",
         Method::Int4Blocks,
