@@ -381,3 +381,5 @@ mod padding_tests;
 mod table_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trial;

@@ -1,6 +1,6 @@
 //! Models of integers throughout: bytes in, bytes out, and nothing between them computes with floats.
 
-use super::*;
+use super::{trial::made, *};
 use crate::{
     onnx::{AttributeValue, ElementType, Ends},
     passes::{Choice, Format, Mode, Quantize},
@@ -49,21 +49,9 @@ fn rows() -> Vec<Vec<Tensor>> {
 }
 
 fn make(model: &Model, stages: &[Stage]) -> Result<(Model, OptimizeReport), Error> {
-    let folder = tempfile::tempdir().unwrap();
-    let (source, output) = (folder.path().join("m.onnx"), folder.path().join("candidate.onnx"));
-    onnx::write(model, &source).unwrap();
-    let request = Request {
-        model: &source,
-        output: &output,
-        stages,
-        threads: 1,
-        limits: Limits::default(),
-        given: Given::default(),
-    };
     let rows = rows();
     let samples = || Box::new(rows.iter().cloned().map(Ok)) as Box<dyn Iterator<Item = _>>;
-    let report = optimize(&testing::runtime(), &request, &samples, &mut |_| {})?;
-    let bytes = std::fs::read(&output).unwrap();
+    let (bytes, report) = made(model, stages, Given::default(), &samples)?;
     Ok((onnx::from_bytes(&bytes.into(), &Limits::default()).unwrap(), report))
 }
 

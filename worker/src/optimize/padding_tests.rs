@@ -1,6 +1,6 @@
 //! Padding that a mask names leaves no trace in a candidate, whatever is learned from the rows.
 
-use super::*;
+use super::{trial::made_of_rows, *};
 use crate::{
     calibrate::Method,
     data::{self, Feed, inputs_of},
@@ -98,26 +98,8 @@ pub(super) fn feed(model: &Model, width: usize, cut: bool) -> Feed {
 
 /// The candidate's bytes, and what its report says.
 fn candidate(model: &Model, stages: &[Stage], feed: &Feed) -> (Vec<u8>, Vec<String>) {
-    let folder = tempfile::tempdir().unwrap();
-    let (source, output) = (folder.path().join("encoder.onnx"), folder.path().join("candidate.onnx"));
-    onnx::write(model, &source).unwrap();
-    let request = Request {
-        model: &source,
-        output: &output,
-        stages,
-        threads: 1,
-        limits: Limits::default(),
-        given: Given::default(),
-    };
-    let batches = || {
-        let batches = feed
-            .batches(8)
-            .map(|batch| batch.map_err(|error| Box::new(error) as DataError));
-        Box::new(batches) as Box<dyn Iterator<Item = _>>
-    };
-    let report = optimize(&testing::runtime(), &request, &batches, &mut |_| {}).unwrap();
-    let notes = report.passes.into_iter().map(|pass| pass.note).collect();
-    (std::fs::read(&output).unwrap(), notes)
+    let (bytes, report) = made_of_rows(model, stages, Given::default(), feed);
+    (bytes, report.passes.into_iter().map(|pass| pass.note).collect())
 }
 
 #[test]

@@ -1,12 +1,11 @@
 //! Tables give the bytes that calibrating gives, or are not used.
 
 use super::padding_tests::{encoder, feed};
-use super::*;
+use super::{trial::made_of_rows, *};
 use crate::{
     calibrate::{Method, Tables},
     data::Feed,
     passes::{Mode, Quantize, Recovery},
-    testing,
 };
 
 fn fixed(calibration: Method) -> Quantize {
@@ -19,37 +18,17 @@ fn fixed(calibration: Method) -> Quantize {
 
 /// The candidate's bytes, what its report says, and how many times a batch was calibrated.
 fn made(model: &Model, settings: &Quantize, feed: &Feed, folder: Option<&Path>) -> (Vec<u8>, String, u64) {
-    let work = tempfile::tempdir().unwrap();
-    let (source, output) = (work.path().join("encoder.onnx"), work.path().join("candidate.onnx"));
-    onnx::write(model, &source).unwrap();
     let tables = folder.map(|folder| Tables {
         folder: folder.to_owned(),
         instruction_set: "here".to_owned(),
     });
-    let request = Request {
-        model: &source,
-        output: &output,
-        stages: &[Stage::Quantize(settings.clone())],
-        threads: 1,
-        limits: Limits::default(),
-        given: Given {
-            tables,
-            ..Given::default()
-        },
+    let given = Given {
+        tables,
+        ..Given::default()
     };
-    let batches = || {
-        let batches = feed
-            .batches(8)
-            .map(|batch| batch.map_err(|error| Box::new(error) as DataError));
-        Box::new(batches) as Box<dyn Iterator<Item = _>>
-    };
-    let report = optimize(&testing::runtime(), &request, &batches, &mut |_| {}).unwrap();
+    let (bytes, report) = made_of_rows(model, &[Stage::Quantize(settings.clone())], given, feed);
     let notes: Vec<String> = report.passes.into_iter().map(|pass| pass.note).collect();
-    (
-        std::fs::read(&output).unwrap(),
-        notes.concat(),
-        report.calibration_batches,
-    )
+    (bytes, notes.concat(), report.calibration_batches)
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
