@@ -45,6 +45,6 @@ pub use self::{
     },
     normalize::{Normalized, normalize, prune, rename, settle},
     opset::{TARGET_OPSET, Upgraded, upgrade},
-    patch::{Names, Patch, apply, rewrite},
+    patch::{Names, Patch, apply, rewrite, rewrite_main},
     shapes::{Shapes, Size, from_front, permutation},
 };

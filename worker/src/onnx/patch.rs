@@ -83,11 +83,17 @@ pub fn rewrite<E: From<Error>>(model: &mut Model, make: impl FnMut(&Index<'_>) -
     if let Some(mut main) = patches.next() {
         main.tensors = added;
         bodies(&mut model.graph, &mut patches)?;
-        apply(&mut model.graph, main)?;
+        rewrite_main(model, main)?;
     }
+    Ok(true)
+}
+
+/// Applies a patch to the main graph, and tidies up.
+pub fn rewrite_main(model: &mut Model, patch: Patch) -> Result<(), Error> {
+    apply(&mut model.graph, patch)?;
     prune(&mut model.graph);
     rename(model);
-    Ok(true)
+    Ok(())
 }
 
 /// Applies the patches of all bodies inside `graph`, before positions in it change.

@@ -10,7 +10,7 @@
 )]
 
 use super::{Error, Report};
-use crate::onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown};
+use crate::onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, rewrite_main, shown};
 use std::collections::{BTreeMap, btree_map::Entry};
 
 const NAME: &str = "equalize";
@@ -73,9 +73,7 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
         rewrite(&pairs, &factors, &weights, Names::new(&model.graph))?
     };
     let report = super::require_effect(report)?;
-    apply_patch(&mut model.graph, patch)?;
-    prune(&mut model.graph);
-    rename(model);
+    rewrite_main(model, patch)?;
     Ok(report)
 }
 

@@ -5,9 +5,7 @@
 //! functions are never touched.
 
 use super::{Error, Report};
-use crate::onnx::{
-    AttributeValue, ElementType, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename, shown,
-};
+use crate::onnx::{AttributeValue, ElementType, Index, Model, Names, Node, Patch, Tensor, rewrite_main, shown};
 use half::f16;
 use std::collections::{BTreeMap, HashMap};
 
@@ -63,9 +61,7 @@ pub fn apply(model: &mut Model, magnitudes: &BTreeMap<String, f32>) -> Result<Re
         rewrite.patch
     };
     let report = super::require_effect(report)?;
-    apply_patch(&mut model.graph, patch)?;
-    prune(&mut model.graph);
-    rename(model);
+    rewrite_main(model, patch)?;
     Ok(report)
 }
 

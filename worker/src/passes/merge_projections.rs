@@ -8,9 +8,7 @@ use super::{
     Error, Report,
     site::{Kind, Site, sites},
 };
-use crate::onnx::{
-    AttributeValue, Index, Model, Names, Node, Patch, Shapes, Tensor, apply as apply_patch, prune, rename,
-};
+use crate::onnx::{AttributeValue, Index, Model, Names, Node, Patch, Shapes, Tensor, rewrite_main};
 use std::collections::BTreeMap;
 
 pub(super) const NAME: &str = "merge-projections";
@@ -46,9 +44,7 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
         patch
     };
     if report.changed > 0 {
-        apply_patch(&mut model.graph, patch)?;
-        prune(&mut model.graph);
-        rename(model);
+        rewrite_main(model, patch)?;
     }
     Ok(report)
 }

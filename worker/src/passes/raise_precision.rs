@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     calibrate::{Gram, Rows as _},
-    onnx::{Index, Model, Names, Patch, apply as apply_patch, prune, rename, shown},
+    onnx::{Index, Model, Names, Patch, rewrite_main, shown},
 };
 use assayer_crds::stages::MAX_PATTERNS;
 
@@ -208,10 +208,8 @@ impl Products {
             rewrite.patch
         };
         if report.changed > 0 {
-            apply_patch(&mut model.graph, patch)?;
+            rewrite_main(model, patch)?;
             model.import(nbits::DOMAIN, 1);
-            prune(&mut model.graph);
-            rename(model);
         }
         Ok(report)
     }

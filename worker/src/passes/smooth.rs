@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     calibrate::{Channels, Rows as _},
-    onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, apply as apply_patch, prune, rename},
+    onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, rewrite_main},
 };
 use std::collections::BTreeMap;
 
@@ -73,9 +73,7 @@ pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String,
         rewrite.patch
     };
     let report = super::require_effect(report)?;
-    apply_patch(&mut model.graph, patch)?;
-    prune(&mut model.graph);
-    rename(model);
+    rewrite_main(model, patch)?;
     Ok(report)
 }
 
