@@ -253,7 +253,7 @@ impl Work<'_, '_> {
         let mut asked = false;
         for stage in stages {
             if stage.runs() {
-                reference.wait()?;
+                reference.wait_for_weights();
             }
             let mut told = |step| {
                 if let Step::Calibrate(batches) = step {

@@ -1,11 +1,11 @@
 //! Staged rows to the tensors that a model takes.
 //!
 //! Decides how rows become batches of a model's declared shape and refuses what does not fit, naming both sides. Rows of
-//! different lengths are never padded: a batch ends where the next row is shorter or longer.
+//! different lengths are never padded: a batch is of rows of one length.
 
+mod batches;
 mod padding;
 
-use std::ops::Range;
 use std::path::Path;
 
 use super::staged::{Staged, StagedInput};
@@ -161,15 +161,6 @@ impl Feed {
         Ok(())
     }
 
-    /// Whether two rows can be in one batch.
-    fn alike(&self, one: u64, other: u64) -> bool {
-        let width = |bound: &Bound, row| match bound.axis {
-            None => self.staged.width(bound.index, row),
-            Some(_) => self.length(row),
-        };
-        self.bound.iter().all(|bound| width(bound, one) == width(bound, other))
-    }
-
     /// Number of rows.
     pub fn rows(&self) -> u64 {
         self.staged.header.rows
@@ -180,25 +171,26 @@ impl Feed {
         self.most
     }
 
-    /// The tensors of a range of rows, which must be of one length.
-    pub fn tensors(&self, rows: Range<u64>) -> Result<Vec<Tensor>, Error> {
-        let count = usize::try_from(rows.end - rows.start).unwrap_or(0);
+    /// The tensors of some rows, which must be of one length.
+    pub fn tensors(&self, rows: impl IntoIterator<Item = u64>) -> Result<Vec<Tensor>, Error> {
+        let rows: Vec<u64> = rows.into_iter().collect();
+        let first = rows.first().copied().unwrap_or(0);
         let mut tensors = Vec::with_capacity(self.bound.len());
         for bound in &self.bound {
             let Bound { input, index, .. } = bound;
             let source = &self.staged.header.inputs[*index];
             let (dims, bytes) = match bound.axis {
                 None => {
-                    let dims = shape(input, source, self.staged.width(*index, rows.start), count);
+                    let dims = shape(input, source, self.staged.width(*index, first), rows.len());
                     let dims = dims.map_err(|problem| binding(source, problem))?;
-                    (dims, self.staged.rows(*index, rows.clone())?)
+                    (dims, self.staged.rows(*index, &rows)?)
                 }
-                Some(axis) => self.cut(bound, axis, rows.clone())?,
+                Some(axis) => self.cut(bound, axis, &rows)?,
             };
             let width: usize = dims.iter().skip(1).product();
             let bytes = number::convert(source.number, bytes, input.element).map_err(|(at, value)| Error::Value {
                 column: source.column.clone(),
-                row: rows.start + (at / width.max(1)) as u64,
+                row: rows.get(at / width.max(1)).copied().unwrap_or(first),
                 problem: format!(
                     "{value} ({}) can't be given exactly to input `{}` ({:?}): convert the column",
                     source.number.name(),
@@ -210,19 +202,6 @@ impl Feed {
             tensors.push(tensor.map_err(|error| binding(source, error.to_string()))?);
         }
         Ok(tensors)
-    }
-
-    /// The first row alone, which is what a model is tried on, and then batches of at most `size` rows of one length, in order.
-    pub fn batches(&self, size: usize) -> impl Iterator<Item = Result<Vec<Tensor>, Error>> + '_ {
-        let size = size.clamp(1, self.most) as u64;
-        let mut next = 0_u64;
-        std::iter::from_fn(move || {
-            let first = next;
-            let most = if first == 0 { 1 } else { size };
-            let end = first.saturating_add(most).min(self.rows());
-            next = (first..end).find(|row| !self.alike(first, *row)).unwrap_or(end);
-            (first < next).then(|| self.tensors(first..next))
-        })
     }
 }
 

@@ -190,25 +190,47 @@ fn tokens(names: &[&str], length: &Dim) -> Vec<Input> {
 }
 
 #[test]
-fn rows_run_at_their_natural_length_in_order() {
-    let folder = sentences(&[&[2, 2, 2, 2, 3, 1, 1]]);
-    let feed = Feed::open(folder.path(), tokens(&["ids"], &Dim::Unknown)).unwrap();
-    for (size, wanted) in [
-        (8, vec![[1, 2], [3, 2], [1, 3], [2, 1]]),
-        (2, vec![[1, 2], [2, 2], [1, 2], [1, 3], [2, 1]]),
-    ] {
-        let batches: Vec<Tensor> = feed.batches(size).map(|batch| batch.unwrap().remove(0)).collect();
-        assert_eq!(batches.iter().map(|t| t.dims.clone()).collect::<Vec<_>>(), wanted);
-        let all: Vec<u8> = batches.iter().flat_map(|tensor| tensor.bytes().to_vec()).collect();
-        assert_eq!(all, (0..13).collect::<Vec<u8>>());
-    }
-    assert_eq!(feed.tensors(4..5).unwrap()[0].bytes(), [8, 9, 10]);
-    let two = sentences(&[&[2, 2, 2, 3], &[4, 4, 5, 5]]);
-    let mut inputs = tokens(&["ids"], &Dim::Named("tokens".into()));
-    inputs.extend(tokens(&["mask"], &Dim::Named("others".into())));
-    let feed = Feed::open(two.path(), inputs).unwrap();
-    let sizes: Vec<usize> = feed.batches(8).map(|batch| batch.unwrap()[0].dims[0]).collect();
-    assert_eq!(sizes, [1, 1, 1, 1], "a batch ends where any column's length changes");
+fn rows_of_one_length_run_together_at_their_natural_length() {
+    // Row i begins with number ends[i - 1], so that each batch says which rows it is of.
+    let batches = |lengths: &[&[usize]], size: usize| -> Vec<(Vec<usize>, Vec<u8>)> {
+        let folder = sentences(lengths);
+        let names = ["ids", "mask"].iter().zip(lengths);
+        let named = names.map(|(name, _)| tokens(&[name], &Dim::Named(format!("{name}-length"))));
+        let feed = Feed::open(folder.path(), named.flatten().collect()).unwrap();
+        let batches = feed.batches(size).map(|batch| batch.unwrap().remove(0));
+        batches
+            .map(|batch| (batch.dims.clone(), batch.bytes().to_vec()))
+            .collect()
+    };
+    let dims = |lengths: &[&[usize]], size| -> Vec<Vec<usize>> {
+        batches(lengths, size).into_iter().map(|(dims, _)| dims).collect()
+    };
+    assert_eq!(
+        batches(&[&[2, 1, 4, 1, 2, 1]], 8),
+        [
+            (vec![1, 2], vec![0, 1]),
+            (vec![3, 1], vec![2, 7, 10]),
+            (vec![1, 4], vec![3, 4, 5, 6]),
+            (vec![1, 2], vec![8, 9]),
+        ],
+        "the first row is alone"
+    );
+    assert_eq!(
+        dims(&[&[1, 2, 2, 2, 3, 5]], 8),
+        [[1, 1], [2, 2], [1, 2], [1, 3], [1, 5]],
+        "no more numbers than the longest row has"
+    );
+    assert_eq!(dims(&[&[1, 2, 9, 2]], 1), [[1, 1], [1, 2], [1, 9], [1, 2]]);
+    assert_eq!(dims(&[&[4, 3, 3, 3, 3, 3, 3]], 4), [[1, 4], [4, 3], [2, 3]]);
+    let far: Vec<usize> = std::iter::repeat_n(1, 65).chain([1, 3, 1, 1]).collect();
+    let found = dims(&[&far], 64);
+    assert_eq!(found[1], [64, 1]);
+    assert_eq!(found[2..], [[3, 1], [1, 3]], "a window of its own");
+    assert_eq!(
+        dims(&[&[2, 2, 2, 3], &[4, 4, 5, 5]], 8),
+        [[1, 2]; 3].iter().copied().chain([[1, 3]]).collect::<Vec<_>>(),
+        "alike in every column"
+    );
 }
 
 #[test]

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
-use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -210,14 +209,25 @@ impl Staged {
         usize::try_from(ends.before(row + 1).saturating_sub(ends.before(row))).unwrap_or(usize::MAX)
     }
 
-    /// The bytes of some rows of input `index`.
-    pub fn rows(&self, index: usize, rows: Range<u64>) -> Result<Vec<u8>, Error> {
+    /// The bytes of some rows of input `index`, one after another.
+    pub fn rows(&self, index: usize, rows: &[u64]) -> Result<Vec<u8>, Error> {
         let Values { file, number, ends } = &self.columns[index];
         let size = number.bytes() as u64;
-        let (begin, end) = (ends.before(rows.start) * size, ends.before(rows.end) * size);
-        let mut bytes = vec![0; usize::try_from(end.saturating_sub(begin)).unwrap_or(usize::MAX)];
-        let read = file.read_exact_at(&mut bytes, begin);
-        read.map_err(Error::disk("read", "staged inputs"))?;
+        let mut bytes = Vec::new();
+        // What lies together is read at once.
+        for run in rows.chunk_by(|one, next| one + 1 == *next) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else {
+                continue;
+            };
+            let (begin, end) = (ends.before(*first) * size, ends.before(last + 1) * size);
+            let filled = bytes.len();
+            bytes.resize(
+                filled + usize::try_from(end.saturating_sub(begin)).unwrap_or(usize::MAX),
+                0,
+            );
+            let read = file.read_exact_at(bytes.get_mut(filled..).unwrap_or_default(), begin);
+            read.map_err(Error::disk("read", "staged inputs"))?;
+        }
         Ok(bytes)
     }
 }

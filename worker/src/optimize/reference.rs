@@ -8,6 +8,7 @@ use crate::{
 };
 use std::{
     collections::BTreeMap,
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread::{Scope, ScopedJoinHandle},
 };
 
@@ -24,10 +25,12 @@ pub(super) struct Baseline<'r> {
 }
 
 impl Baseline<'_> {
-    fn run(self, probe: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    fn run(self, probe: &[Tensor], written: SyncSender<()>) -> Result<Vec<Tensor>, Error> {
         if let Some(weights) = &self.weights {
             weights.write()?;
         }
+        // Heard where the sender is gone; an error is told by the end of the run.
+        drop(written);
         // As Assayer's own canonical bytes: ONNX Runtime never sees the file as it came.
         let session = self.runtime.open_model(&self.model, &once(&self.model));
         run(session, self.which, probe).map_err(|error| match error {
@@ -41,19 +44,28 @@ impl Baseline<'_> {
 #[derive(Debug)]
 pub(super) struct Reference<'s> {
     running: Option<ScopedJoinHandle<'s, Result<Vec<Tensor>, Error>>>,
+    written: Receiver<()>,
     outputs: Vec<Tensor>,
 }
 
 impl<'s> Reference<'s> {
     /// Starts the run.
     pub(super) fn begin<'e>(scope: &'s Scope<'s, 'e>, baseline: Baseline<'e>, probe: &'e [Tensor]) -> Self {
+        let (sender, written) = sync_channel(0);
         Self {
-            running: Some(scope.spawn(move || baseline.run(probe))),
+            running: Some(scope.spawn(move || baseline.run(probe, sender))),
+            written,
             outputs: Vec::new(),
         }
     }
 
-    /// Waits for the end of the run, after which the weights lie in their file and memory is free again. Says once why it failed.
+    /// Waits until the weights lie in their file, or never will.
+    pub(super) fn wait_for_weights(&self) {
+        // Nothing is ever sent: this is the sender's end.
+        let _ended = self.written.recv();
+    }
+
+    /// Waits for the end of the run, after which its memory is free again. Says once why it failed.
     pub(super) fn wait(&mut self) -> Result<(), Error> {
         if let Some(running) = self.running.take() {
             self.outputs = running

@@ -112,7 +112,7 @@ impl Loaded {
         let mut cpu_nanos = 0;
         for run in 0..u64::from(runs) {
             let row = (first + run) % rows;
-            let tensors = self.feed.tensors(row..row + 1)?;
+            let tensors = self.feed.tensors([row])?;
             let (cpu, begin) = (cpu_now(), Instant::now());
             self.session
                 .run(&tensors, |_| Ok::<_, session::Error>(()))

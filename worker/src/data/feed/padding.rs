@@ -3,8 +3,6 @@
 //! Decides how many positions of a row are data, and along which dimension of which inputs it is cut there. What is left is what
 //! the model is given where nobody pads; nothing is ever masked inside a row.
 
-use std::ops::Range;
-
 use super::{Bound, Feed, binding, shape};
 use crate::data::number::{self, Values};
 use crate::data::{Error, Number};
@@ -66,7 +64,7 @@ impl Feed {
             row,
             problem,
         };
-        let bytes = self.staged.rows(mask.index, row..row + 1)?;
+        let bytes = self.staged.rows(mask.index, &[row])?;
         let marks = marks(source.number, &bytes).map_err(|value| {
             wrong(format!(
                 "{value} in a padding mask, which has 1 for data and 0 for padding"
@@ -138,30 +136,30 @@ impl Feed {
     }
 
     /// The shape in which `row` was staged, as one row.
-    fn dims(&self, bound: &Bound, row: u64) -> Result<Vec<usize>, Error> {
+    pub(super) fn dims(&self, bound: &Bound, row: u64) -> Result<Vec<usize>, Error> {
         let source = &self.staged.header.inputs[bound.index];
         let width = self.staged.width(bound.index, row);
         shape(&bound.input, source, width, 1).map_err(|problem| binding(source, problem))
     }
 
     /// Shape and bytes of rows of one length, without what lies behind it along `axis`.
-    pub(super) fn cut(&self, bound: &Bound, axis: usize, rows: Range<u64>) -> Result<(Vec<usize>, Vec<u8>), Error> {
+    pub(super) fn cut(&self, bound: &Bound, axis: usize, rows: &[u64]) -> Result<(Vec<usize>, Vec<u8>), Error> {
         let number = self.staged.header.inputs[bound.index].number;
-        let length = self.length(rows.start);
-        let mut shape = self.dims(bound, rows.start)?;
+        let first = rows.first().copied().unwrap_or(0);
+        let length = self.length(first);
+        let mut shape = self.dims(bound, first)?;
         let step = shape.iter().skip(axis + 1).product::<usize>() * number.bytes();
         let mut cut = Vec::new();
-        for row in rows.clone() {
+        for &row in rows {
             let stride = step * self.dims(bound, row)?.get(axis).copied().unwrap_or(0);
-            let bytes = self.staged.rows(bound.index, row..row + 1)?;
+            let bytes = self.staged.rows(bound.index, &[row])?;
             for whole in bytes.chunks_exact(stride.max(1)) {
                 cut.extend_from_slice(whole.get(..step * length).unwrap_or(whole));
             }
         }
-        let count = usize::try_from(rows.end - rows.start).unwrap_or(0);
         for (at, size) in shape.iter_mut().enumerate() {
             *size = match at {
-                0 => count,
+                0 => rows.len(),
                 at if at == axis => length,
                 _ => *size,
             };

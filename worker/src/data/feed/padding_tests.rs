@@ -4,7 +4,7 @@ use super::super::tests::{Staging, batch, folder_of};
 use super::super::*;
 use super::{Number, marks};
 
-const DATA: &[&[u8]] = &[&[1, 2, 3], &[4], &[5, 6], &[7, 8], &[9, 10, 11, 12]];
+const DATA: &[&[u8]] = &[&[1, 2, 3], &[4], &[5, 6], &[7, 8], &[9, 10, 11, 12, 13]];
 
 /// One column of numbers, each padded with `fill` to the width of its row.
 fn padded(fill: u8, widths: &[usize], row: impl Fn(&[u8]) -> Vec<u8>) -> (Vec<u8>, Vec<usize>) {
@@ -88,10 +88,10 @@ fn padded_rows_are_fed_as_natural_ones() {
         };
         let wanted = fed(&open(&natural));
         let shapes: Vec<Vec<usize>> = wanted.iter().map(|batch| batch[2].1.clone()).collect();
-        assert_eq!(shapes, [[1, 2, 3, 3], [1, 2, 1, 3], [2, 2, 2, 3], [1, 2, 4, 3]]);
+        assert_eq!(shapes, [[1, 2, 3, 3], [1, 2, 1, 3], [2, 2, 2, 3], [1, 2, 5, 3]]);
         assert_eq!(wanted[2][0].2, [5, 6, 7, 8]);
         assert_eq!(wanted[0][2].2, [1, 1, 0, 2, 2, 0, 3, 3, 0, 2, 1, 1, 3, 2, 1, 4, 3, 1]);
-        for widths in [[4; 5], [3, 3, 3, 4, 4], [8, 1, 2, 5, 4]] {
+        for widths in [[5; 5], [3, 3, 3, 4, 5], [8, 1, 2, 5, 5]] {
             assert_eq!(fed(&open(&widths)), wanted, "{widths:?}");
         }
     }
