@@ -98,11 +98,15 @@ pub(super) fn script(name: &str) -> &'static str {
 impl Bed {
     /// Fetches and makes what the task needs and the cache lacks.
     pub(super) fn new(task: Task, options: &Options, progress: &Progress) -> Result<Self> {
-        let program = match &options.program {
-            Some(program) => std::path::absolute(program)?,
-            None => images::compile(progress)?.path("assayer")?.to_owned(),
-        };
         let folder = environment::aside()?;
+        let program = if let Some(program) = &options.program {
+            std::path::absolute(program)?
+        } else {
+            // What is in images, and starts sooner.
+            let program = folder.path().join("assayer");
+            images::strip(images::compile(progress)?.path("assayer")?, &program)?;
+            program
+        };
         write_scripts(folder.path())?;
         let python = environment::python("evaluation", EVALUATION, progress)?;
         let data = task.data(&python, folder.path(), progress)?;

@@ -49,6 +49,17 @@ const INT4_GPTQ_LONG: Entry = (
     Method::Int4Gptq,
     "[quantize: {mode: WeightOnly, weights: Int4, block: 128}, recover: {method: GPTQ}]",
 );
+/// What rounding of products alone costs, and what GPTQ wins back.
+const INT4_PRODUCTS: Entry = (
+    "int4 32 products",
+    Method::Own,
+    "[quantize: {mode: WeightOnly, weights: Int4, except: [Gather]}]",
+);
+const INT4_PRODUCTS_GPTQ: Entry = (
+    "int4 32 products gptq",
+    Method::Own,
+    "[quantize: {mode: WeightOnly, weights: Int4, except: [Gather]}, recover: {method: GPTQ}]",
+);
 const BEST_DYNAMIC: Entry = (
     "dynamic best",
     Method::Own,
@@ -84,6 +95,8 @@ const MINILM: &[Entry] = &[
     INT4,
     INT4_GPTQ,
     INT4_GPTQ_LONG,
+    INT4_PRODUCTS,
+    INT4_PRODUCTS_GPTQ,
 ];
 
 const MAGIKA: &[Entry] = &[DYNAMIC, MIN_MAX, ENTROPY, PERCENTILE, INT8_BLOCKS, INT4];

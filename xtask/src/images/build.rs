@@ -151,15 +151,21 @@ fn assemble(ours: Ours, program: &Path, base: &Layer, runtime: &Layer) -> Result
 fn stripped(program: &Path) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir_in(cache::folder("images")?)?;
     let copy = folder.path().join("program");
+    strip(program, &copy)?;
+    read(&copy)
+}
+
+/// Writes `program` to `copy` as images have it: without debug information.
+pub fn strip(program: &Path, copy: &Path) -> Result<()> {
     let mut strip = Command::new("strip");
     process::run(
         strip
             .args(["--strip-debug", "--enable-deterministic-archives", "-o"])
-            .arg(&copy)
+            .arg(copy)
             .arg(program),
     )
     .context("strip a program (Debian package binutils)")?;
-    read(&copy)
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

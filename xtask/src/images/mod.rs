@@ -7,7 +7,7 @@ mod layer;
 mod push;
 
 pub use base::USER;
-pub use build::{Built, Ours, Programs, build, compile};
+pub use build::{Built, Ours, Programs, build, compile, strip};
 pub use image::{Image, Start};
 pub use layer::{Contents, Layer, digest_of};
 pub use push::{Registry, push, push_pause};
