@@ -49,15 +49,15 @@ const INT4_GPTQ_LONG: Entry = (
     Method::Int4Gptq,
     "[quantize: {mode: WeightOnly, weights: Int4, block: 128}, recover: {method: GPTQ}]",
 );
-/// What rounding of products alone costs, and what GPTQ wins back.
+/// Without embeddings, as all other tools but Olive do it.
 const INT4_PRODUCTS: Entry = (
     "int4 32 products",
-    Method::Own,
+    Method::Int4Blocks,
     "[quantize: {mode: WeightOnly, weights: Int4, except: [Gather]}]",
 );
 const INT4_PRODUCTS_GPTQ: Entry = (
     "int4 32 products gptq",
-    Method::Own,
+    Method::Int4Gptq,
     "[quantize: {mode: WeightOnly, weights: Int4, except: [Gather]}, recover: {method: GPTQ}]",
 );
 const BEST_DYNAMIC: Entry = (
@@ -120,6 +120,8 @@ const TINYLM: &[Entry] = &[
     INT4,
     INT4_GPTQ,
     INT4_GPTQ_LONG,
+    INT4_PRODUCTS,
+    INT4_PRODUCTS_GPTQ,
 ];
 
 /// All methods that read no data.
