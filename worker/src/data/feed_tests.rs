@@ -194,9 +194,9 @@ fn rows_of_one_length_run_together_at_their_natural_length() {
     // Row i begins with number ends[i - 1], so that each batch says which rows it is of.
     let batches = |lengths: &[&[usize]], size: usize| -> Vec<(Vec<usize>, Vec<u8>)> {
         let folder = sentences(lengths);
-        let names = ["ids", "mask"].iter().zip(lengths);
-        let named = names.map(|(name, _)| tokens(&[name], &Dim::Named(format!("{name}-length"))));
-        let feed = Feed::open(folder.path(), named.flatten().collect()).unwrap();
+        let columns = ["ids", "mask"].iter().zip(lengths);
+        let inputs = columns.map(|(name, _)| tokens(&[name], &Dim::Named(format!("{name}-length"))));
+        let feed = Feed::open(folder.path(), inputs.flatten().collect()).unwrap();
         let batches = feed.batches(size).map(|batch| batch.unwrap().remove(0));
         batches
             .map(|batch| (batch.dims.clone(), batch.bytes().to_vec()))
