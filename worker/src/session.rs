@@ -162,7 +162,7 @@ impl Runtime {
     fn builder(&self, options: &Options) -> Result<SessionBuilder, Error> {
         let level = match options.optimize {
             Optimize::Nothing => GraphOptimizationLevel::Disable,
-            Optimize::Everything => GraphOptimizationLevel::Level3,
+            Optimize::Everything => GraphOptimizationLevel::All,
         };
         let build = || -> ort::Result<_> {
             let mut builder = OrtSession::builder(&self.environment)?

@@ -105,7 +105,7 @@ impl Model {
             });
         };
         let session = Session::builder(runtime)?
-            .with_optimization_level(GraphOptimizationLevel::Level3)
+            .with_optimization_level(GraphOptimizationLevel::All)
             .map_err(ort::Error::from)?
             .with_intra_threads(threads)
             .map_err(ort::Error::from)?

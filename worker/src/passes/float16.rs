@@ -88,6 +88,12 @@ impl Floats<'_, '_> {
             .any(|value| self.is_float(value))
     }
 
+    /// Whether a product reads `value` on its left.
+    fn feeds_product(&self, value: &str) -> bool {
+        let mut uses = self.index.uses(value).iter();
+        uses.any(|usage| usage.slot == Some(0) && self.index.graph.nodes[usage.node].is("MatMul"))
+    }
+
     /// Why `node` stays in 32 bits; none if it need not.
     fn refuse(&self, node: &Node) -> Option<String> {
         let known = match node.domain.as_str() {
@@ -102,6 +108,13 @@ impl Floats<'_, '_> {
         if !outputs.clone().any(|output| self.is_float(output)) || !node.inputs.iter().any(|input| self.is_float(input))
         {
             return Some("it gives or reads no float".to_owned());
+        }
+        if carries_first_inwards(node) && self.feeds_product(node.output()) {
+            return Some(
+                "ONNX Runtime ends the process where it moves a cast across a Transpose that carries the first dimension inwards, in front of \
+                 a product"
+                    .to_owned(),
+            );
         }
         let far = node.inputs.iter().chain(outputs).find_map(|value| {
             let magnitude = *self.magnitudes.get(value)?;
@@ -121,6 +134,17 @@ impl Floats<'_, '_> {
             constants.find_map(|tensor| lost(tensor, summed))
         })
     }
+}
+
+/// Whether a Transpose puts the first dimension last or last but one and leaves the others in order, as in front of the projections of attention
+/// with sequences first. ONNX Runtime 1.32 (`MatmulTransposeFusion`) takes it for a product's own, once it has moved the cast between them
+/// to the other side, and crashes where the product's weights have no dimension to match: a matrix of 16 bits, which it casts, is enough.
+fn carries_first_inwards(node: &Node) -> bool {
+    let Some(perm) = node.ints("perm").filter(|_| node.is("Transpose")) else {
+        return false;
+    };
+    let others: Vec<i64> = perm.iter().copied().filter(|&axis| axis != 0).collect();
+    perm.len() > 2 && perm.iter().rev().take(2).any(|&axis| axis == 0) && others.is_sorted()
 }
 
 /// What 16 bits would make of a constant that nobody wants; none where they only round it. `summed`: what is small beside the largest value
@@ -283,6 +307,31 @@ mod tests {
         );
         let difference = relative_difference(&run(&float, &rows(1e3)), &run_optimized(&half, &rows(1e3)).0);
         assert!(difference < 2e-3, "{difference}");
+    }
+
+    /// Sequences first, as in `PyTorch`'s attention: turning one of these in 16 bits would end the process of this test.
+    #[test]
+    fn a_transpose_in_front_of_a_product_stays_where_onnx_runtime_would_crash() {
+        for (perm, stays) in [
+            ([1, 0, 2], true),
+            ([1, 2, 0], true),
+            ([0, 2, 1], false),
+            ([2, 0, 1], false),
+        ] {
+            let mut b = Build::opset(17);
+            let x = b.input("x", &[8, 8, 8]);
+            let turned = b.node_with("Transpose", &[&x], &[("perm", AttributeValue::Ints(perm.to_vec()))]);
+            let w = b.weights(&[8, 40]);
+            let y = b.node("MatMul", &[&turned, &w]);
+            let float = b.finish(&[&y]);
+            let rows = vec![Tensor::floats("x", &[8, 8, 8], &noise(3, 512)).unwrap()];
+            let seen = BTreeMap::from([("x".to_owned(), 1.0), (turned, 1.0), (y, 8.0)]);
+            let mut half = float.clone();
+            let report = apply(&mut half, &seen).unwrap();
+            assert_eq!(report.left_count, usize::from(stays), "{perm:?}");
+            let difference = relative_difference(&run(&float, &rows), &run_optimized(&half, &rows).0);
+            assert!(difference < 2e-3, "{perm:?}: {difference}");
+        }
     }
 
     #[test]
