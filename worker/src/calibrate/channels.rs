@@ -56,9 +56,12 @@ impl Rows for Channels {
         let (mut run, mut count) = (Ends::new(size), 0_u32);
         for row in rows.chunks_exact(size.max(1)) {
             count += 1;
-            for (channel, value) in row.iter().map(|value| f64::from(*value)).enumerate() {
-                run.extend(channel, value);
-                self.squares[channel] += value * value;
+            let ends = run.up.iter_mut().zip(&mut run.down);
+            for (((up, down), square), value) in ends.zip(&mut self.squares).zip(row) {
+                let value = f64::from(*value);
+                *up = if value > *up { value } else { *up };
+                *down = if -value > *down { -value } else { *down };
+                *square += value * value;
             }
         }
         self.rows += u64::from(count);

@@ -18,6 +18,8 @@ const SQUEEZES: [f64; 4] = [0.7, 0.8, 0.9, 0.95];
 const ROUNDS: usize = 4;
 /// A channel is never divided or multiplied by more.
 const LARGEST_FACTOR: f64 = 1e4;
+/// Columns that are added up side by side; sums are of the same order on every machine.
+const LANES: usize = 4;
 /// Levels of an input's range, and of the magnitude of a weight.
 const INPUT_LEVELS: f64 = 255.0;
 const WEIGHT_LEVELS: f64 = 127.0;
@@ -110,8 +112,30 @@ struct State<'p> {
     noise: f64,
     /// `sum_c p_c / f_c^2`.
     power: f64,
-    /// For each column the largest and the second largest of `f_c |W_cj|`.
-    tops: Vec<[f64; 2]>,
+    /// For each column the largest of `f_c |W_cj|`, and the second largest.
+    first: Vec<f64>,
+    second: Vec<f64>,
+    /// `sum_j (max_c f_c |W_cj|)^2`.
+    peaks: f64,
+    /// The largest and the second largest of `up_c / f_c`, and of `down_c / f_c`.
+    up: [f64; 2],
+    down: [f64; 2],
+}
+
+/// Of numbers that are never NaN, which is sooner known than of all.
+fn larger(one: f64, other: f64) -> f64 {
+    if one > other { one } else { other }
+}
+
+fn smaller(one: f64, other: f64) -> f64 {
+    if one < other { one } else { other }
+}
+
+/// The largest and the second largest.
+fn largest(values: impl Iterator<Item = f64>) -> [f64; 2] {
+    values.fold([0.0; 2], |[first, second], value| {
+        [larger(first, value), larger(second, smaller(first, value))]
+    })
 }
 
 impl<'p> State<'p> {
@@ -133,42 +157,40 @@ impl<'p> State<'p> {
                 .zip(&factors)
                 .map(|(square, factor)| square / (factor * factor))
                 .sum(),
-            tops: vec![[0.0; 2]; weights.columns],
+            first: vec![0.0; weights.columns],
+            second: vec![0.0; weights.columns],
+            peaks: 0.0,
+            up: [0.0; 2],
+            down: [0.0; 2],
             rows,
             factors,
         };
         for input in 0..weights.inputs {
             state.raise(input);
         }
+        state.add_up();
         state
+    }
+
+    fn add_up(&mut self) {
+        self.peaks = self.first.iter().map(|first| first * first).sum();
+        let reach = |ends: &[f64]| largest(ends.iter().zip(&self.factors).map(|(end, factor)| end / factor));
+        (self.up, self.down) = (reach(&self.problem.ends.up), reach(&self.problem.ends.down));
     }
 
     /// Puts the weights of `input` among the largest of their columns.
     fn raise(&mut self, input: usize) {
         let factor = self.factors[input];
-        for (top, value) in self.tops.iter_mut().zip(self.problem.weights.row(input)) {
+        let row = self.problem.weights.row(input);
+        for ((first, second), value) in self.first.iter_mut().zip(&mut self.second).zip(row) {
             let value = f64::from(*value) * factor;
-            if value > top[0] {
-                *top = [value, top[0]];
-            } else if value > top[1] {
-                top[1] = value;
-            }
+            *second = larger(*second, smaller(value, *first));
+            *first = larger(*first, value);
         }
     }
 
-    fn range(&self) -> f64 {
-        let end = |ends: &[f64]| {
-            ends.iter()
-                .zip(&self.factors)
-                .map(|(end, factor)| end / factor)
-                .fold(0.0, f64::max)
-        };
-        end(&self.problem.ends.up) + end(&self.problem.ends.down)
-    }
-
     fn error(&self) -> f64 {
-        let peaks: f64 = self.tops.iter().map(|top| top[0] * top[0]).sum();
-        self.total(self.range(), self.noise, self.power, peaks)
+        self.total(self.up[0] + self.down[0], self.noise, self.power, self.peaks)
     }
 
     fn total(&self, range: f64, noise: f64, power: f64, peaks: f64) -> f64 {
@@ -178,14 +200,7 @@ impl<'p> State<'p> {
     /// Factors with which the input reaches at most `share` as far.
     fn squeezed(&self, share: f64) -> Vec<f64> {
         let Ends { up, down } = self.problem.ends;
-        let end = |ends: &[f64]| {
-            ends.iter()
-                .zip(&self.factors)
-                .map(|(end, factor)| end / factor)
-                .fold(0.0, f64::max)
-                * share
-        };
-        let (high, low) = (end(up), end(down));
+        let (high, low) = (self.up[0] * share, self.down[0] * share);
         let least = |end: f64, bound: f64| if bound > 0.0 { end / bound } else { 0.0 };
         let factors = self.factors.iter().zip(up.iter().zip(down));
         factors
@@ -209,33 +224,18 @@ impl<'p> State<'p> {
     fn step(&mut self, input: usize) {
         let problem = self.problem;
         let old = self.factors[input];
-        let row = problem.weights.row(input);
-        let others = |ends: &[f64]| {
-            let ends = ends
-                .iter()
-                .zip(&self.factors)
-                .enumerate()
-                .filter(|(at, _)| *at != input);
-            ends.map(|(_, (end, factor))| end / factor).fold(0.0, f64::max)
+        let end = |[first, second]: [f64; 2], end: f64, factor: f64| {
+            let others = if end / old >= first { second } else { first };
+            larger(others, end / factor)
         };
-        let (up, down) = (others(&problem.ends.up), others(&problem.ends.down));
-        let mut best = (self.error(), old);
-        for change in MOVES {
-            let new = (old * change).clamp(1.0 / LARGEST_FACTOR, LARGEST_FACTOR);
-            let range = up.max(problem.ends.up[input] / new) + down.max(problem.ends.down[input] / new);
+        let Ends { up, down } = problem.ends;
+        let range = |factor| end(self.up, up[input], factor) + end(self.down, down[input], factor);
+        let mut best = (self.total(range(old), self.noise, self.power, self.peaks), old);
+        let moved = MOVES.map(|change| (old * change).clamp(1.0 / LARGEST_FACTOR, LARGEST_FACTOR));
+        for (new, peaks) in moved.into_iter().zip(self.peaks_with(input, moved)) {
             let noise = self.noise + self.rows[input] * (new * new - old * old);
             let power = self.power + problem.squares[input] * (1.0 / (new * new) - 1.0 / (old * old));
-            let peaks: f64 = self
-                .tops
-                .iter()
-                .zip(row)
-                .map(|(top, value)| {
-                    let value = f64::from(*value);
-                    let rest = if value * old >= top[0] { top[1] } else { top[0] };
-                    rest.max(value * new).powi(2)
-                })
-                .sum();
-            let error = self.total(range, noise, power, peaks);
+            let error = self.total(range(new), noise, power, peaks);
             if error < best.0 {
                 best = (error, new);
             }
@@ -243,6 +243,37 @@ impl<'p> State<'p> {
         if best.1.to_bits() != old.to_bits() {
             self.set(input, best.1);
         }
+    }
+
+    /// What `peaks` would be with each of these factors for `input`.
+    fn peaks_with(&self, input: usize, factors: [f64; MOVES.len()]) -> [f64; MOVES.len()] {
+        let old = self.factors[input];
+        let row = self.problem.weights.row(input);
+        let peak = |first: f64, second: f64, value: f64, factor: f64| {
+            let rest = if value * old >= first { second } else { first };
+            let largest = larger(rest, value * factor);
+            largest * largest
+        };
+        let ((first, firsts), (second, seconds), (row, values)) = (
+            self.first.as_chunks::<LANES>(),
+            self.second.as_chunks::<LANES>(),
+            row.as_chunks::<LANES>(),
+        );
+        let mut sums = [[0.0; LANES]; MOVES.len()];
+        for ((first, second), row) in first.iter().zip(second).zip(row) {
+            for (sum, factor) in sums.iter_mut().zip(factors) {
+                for lane in 0..LANES {
+                    sum[lane] += peak(first[lane], second[lane], f64::from(row[lane]), factor);
+                }
+            }
+        }
+        let mut peaks = sums.map(|lanes| lanes.iter().sum());
+        for ((first, second), value) in firsts.iter().zip(seconds).zip(values) {
+            for (sum, factor) in peaks.iter_mut().zip(factors) {
+                *sum += peak(*first, *second, f64::from(*value), factor);
+            }
+        }
+        peaks
     }
 
     fn set(&mut self, input: usize, new: f64) {
@@ -253,19 +284,15 @@ impl<'p> State<'p> {
         for (column, value) in weights.row(input).iter().enumerate() {
             let (was, is) = (f64::from(*value) * old, f64::from(*value) * new);
             // Only columns in which it is or was among the two largest change.
-            if was >= self.tops[column][1] || is > self.tops[column][1] {
-                let mut top = [0.0; 2];
-                for (other, factor) in self.factors.iter().enumerate() {
-                    let value = f64::from(weights.magnitudes[other * weights.columns + column]) * factor;
-                    if value > top[0] {
-                        top = [value, top[0]];
-                    } else if value > top[1] {
-                        top[1] = value;
-                    }
-                }
-                self.tops[column] = top;
+            if was >= self.second[column] || is > self.second[column] {
+                let values =
+                    self.factors.iter().enumerate().map(|(other, factor)| {
+                        f64::from(weights.magnitudes[other * weights.columns + column]) * factor
+                    });
+                [self.first[column], self.second[column]] = largest(values);
             }
         }
+        self.add_up();
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     calibrate::{Channels, Rows as _},
     onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, rewrite_main},
 };
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 const NAME: &str = "smooth";
@@ -58,9 +59,12 @@ pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String,
             names: Names::new(&model.graph),
             patch: Patch::new(NAME),
         };
-        for (input, group) in &groups {
-            let channels = observed.get(*input);
-            match channels.and_then(|channels| factors(channels, group, settings)) {
+        let searched: Vec<Option<Vec<f64>>> = groups
+            .par_iter()
+            .map(|(input, group)| factors(observed.get(*input)?, group, settings))
+            .collect();
+        for ((input, group), found) in groups.iter().zip(searched) {
+            match found {
                 Some(factors) => {
                     rewrite.group(input, group, &factors)?;
                     report.changed += group.len();
