@@ -173,7 +173,14 @@ impl<'p> State<'p> {
     }
 
     fn add_up(&mut self) {
-        self.peaks = self.first.iter().map(|first| first * first).sum();
+        let (chunks, rest) = self.first.as_chunks::<LANES>();
+        let mut lanes = [0.0; LANES];
+        for chunk in chunks {
+            for (lane, first) in lanes.iter_mut().zip(chunk) {
+                *lane += first * first;
+            }
+        }
+        self.peaks = lanes.iter().sum::<f64>() + rest.iter().map(|first| first * first).sum::<f64>();
         let reach = |ends: &[f64]| largest(ends.iter().zip(&self.factors).map(|(end, factor)| end / factor));
         (self.up, self.down) = (reach(&self.problem.ends.up), reach(&self.problem.ends.down));
     }
