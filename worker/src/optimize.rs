@@ -376,6 +376,8 @@ mod ends_tests;
 #[cfg(test)]
 mod given_tests;
 #[cfg(test)]
+mod opset_tests;
+#[cfg(test)]
 mod padding_tests;
 #[cfg(test)]
 mod table_tests;

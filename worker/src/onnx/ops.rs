@@ -17,6 +17,12 @@ pub(super) fn versions(op_type: &str) -> Option<&'static [u8]> {
     Some(ONNX[index].1)
 }
 
+/// Every operator of ONNX itself, with the versions at which it was introduced or changed.
+#[cfg(test)]
+pub(super) fn changes() -> &'static [(&'static str, &'static [u8])] {
+    ONNX
+}
+
 /// Whether `domain` has an operator `op_type`.
 pub(super) fn known(domain: &str, op_type: &str) -> bool {
     match domain {

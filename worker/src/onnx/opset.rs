@@ -7,9 +7,11 @@
 use super::{
     element::ElementType as T,
     error::{Error, shown},
+    index::Index,
     model::{Attribute, AttributeValue, Graph, Model, Node, Tensor, ValueInfo, visit_graphs},
     ops,
     patch::Names,
+    shapes::Shapes,
 };
 use std::collections::{HashMap, HashSet};
 
@@ -32,6 +34,9 @@ pub struct Upgraded {
     /// Nodes that were rewritten, not only renumbered.
     pub rewritten: usize,
 }
+
+/// Operators that had a row of everything from `axis` on.
+const SOFTMAX: [&str; 3] = ["Softmax", "LogSoftmax", "Hardmax"];
 
 /// Changes between operator sets 10 and 17 that leave old models' meaning alone.
 #[rustfmt::skip]
@@ -112,6 +117,8 @@ struct Known {
     vectors: HashMap<String, Vec<f32>>,
     /// Values that some node reads or some graph gives back.
     read: HashSet<String>,
+    /// Dimensions of values that an operator of the softmax family reads, where they are known.
+    ranks: HashMap<String, usize>,
 }
 
 impl Known {
@@ -121,6 +128,7 @@ impl Known {
             other_floats: false,
             vectors: HashMap::new(),
             read: HashSet::new(),
+            ranks: ranks(graph),
         };
         visit_graphs(graph, &mut |graph: &Graph| {
             let declared = graph
@@ -144,6 +152,25 @@ impl Known {
         });
         known
     }
+}
+
+/// Dimensions of what operators of the softmax family read in the main graph.
+fn ranks(graph: &Graph) -> HashMap<String, usize> {
+    let is_one = |node: &&Node| SOFTMAX.iter().any(|op_type| node.is(op_type));
+    let mut inputs = graph
+        .nodes
+        .iter()
+        .filter(is_one)
+        .flat_map(|node| &node.inputs)
+        .peekable();
+    if inputs.peek().is_none() {
+        return HashMap::new();
+    }
+    let index = Index::new(graph);
+    let shapes = Shapes::new(&index);
+    inputs
+        .filter_map(|name| Some((name.clone(), shapes.rank(name)?)))
+        .collect()
 }
 
 /// The type that a node itself says that it gives.
@@ -246,7 +273,7 @@ impl Upgrade {
             }
             ("Squeeze" | "Unsqueeze" | "ReduceSum", 13) => self.list_to_input(node, "axes", 1)?,
             ("Split", 13) => self.list_to_input(node, "split", 1)?,
-            ("Softmax" | "LogSoftmax" | "Hardmax", 13) => self.softmax(node, nodes),
+            (op_type, 13) if SOFTMAX.contains(&op_type) => self.softmax(node, nodes),
             ("BatchNormalization", 14) if node.outputs.iter().filter(|output| !output.is_empty()).count() > 1 => {
                 return Err("it is in training form; export the model for inference".to_owned());
             }
@@ -352,7 +379,9 @@ impl Upgrade {
         });
         let rank_two = |producer: &Node| producer.is("Gemm") || producer.is("Flatten");
         let input = node.inputs.first().cloned().unwrap_or_default();
+        let rank = self.known.ranks.get(&input).and_then(|&rank| i64::try_from(rank).ok());
         let last_anyway = axis == -1
+            || rank == Some(axis + 1)
             || (axis == 1
                 && nodes
                     .iter()

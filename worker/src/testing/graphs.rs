@@ -6,8 +6,6 @@ use proptest::prelude::*;
 
 /// Rows of an embedding: with 64 columns, one that is worth quantizing.
 const TABLE: usize = 300;
-/// Where names inside bodies start to count: siblings share them, and no outer value has them.
-const INSIDE: usize = 1000;
 
 /// One thing that a graph does, to rows or to an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -333,10 +331,9 @@ impl Growing {
 
     /// A graph inside, which reads `x` of the one around it.
     fn inside(&self, x: &str, width: usize) -> Self {
-        let mut b = Build::opset(self.opset);
-        b.count = INSIDE;
         Self {
-            b,
+            // Siblings share names, and no outer value has them.
+            b: Build::inside(self.opset, 1),
             opset: self.opset,
             seed: self.seed + 500,
             rows: vec![(x.to_owned(), width)],

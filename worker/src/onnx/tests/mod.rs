@@ -2,4 +2,5 @@
 
 mod hostile;
 mod opset;
+mod opset_bodies;
 mod round_trip;
