@@ -380,6 +380,8 @@ mod opset_tests;
 #[cfg(test)]
 mod padding_tests;
 #[cfg(test)]
+mod pitfall_tests;
+#[cfg(test)]
 mod table_tests;
 #[cfg(test)]
 mod tests;

@@ -36,6 +36,12 @@ impl Default for Histogram {
 }
 
 impl Histogram {
+    /// Bytes of the counts.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.counts.capacity() * size_of::<u64>()
+    }
+
     /// Adds finite values whose extremes are `extent`; many of them in parts, which merge to the same counts.
     pub fn add(&mut self, values: &[f32], extent: Extent) {
         self.widen(exponent_for(extent.magnitude()));

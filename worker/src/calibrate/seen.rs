@@ -116,6 +116,31 @@ mod tests {
         }
     }
 
+    /// Bytes that are kept of a tensor after so many runs.
+    fn kept(method: Method, runs: u64) -> usize {
+        fn inline<T: Copy>(_: &T) -> usize {
+            0
+        }
+        let mut seen = Seen::new(method);
+        for run in 0..runs {
+            let values = crate::testing::noise(run, 200);
+            seen.add(1, &values).unwrap();
+        }
+        let elsewhere = match &seen.kept {
+            Kept::Nothing => 0,
+            Kept::Average(average) => inline(average),
+            Kept::Histogram(histogram) => histogram.bytes(),
+        };
+        size_of_val(&seen) + inline(&seen.extent) + inline(&seen.extremes) + elsewhere
+    }
+
+    #[test]
+    fn as_much_is_kept_of_many_runs_as_of_one() {
+        for method in METHODS {
+            assert_eq!(kept(method, 300), kept(method, 1), "{method:?}");
+        }
+    }
+
     #[test]
     fn what_is_on_one_side_stays_there_and_nothing_leaves_what_was_seen() {
         let right: Vec<f32> = crate::testing::noise(1, 4096).iter().map(|value| 2.0 + value).collect();

@@ -147,7 +147,7 @@ impl Exporter {
     }
 }
 
-fn model(opset: i64) -> Model {
+pub(super) fn model(opset: i64) -> Model {
     let b = Build::opset(opset);
     let mut exporter = Exporter { b, opset };
     let (rows, image) = (exporter.rows(), exporter.image());
@@ -166,7 +166,7 @@ fn model(opset: i64) -> Model {
     model
 }
 
-fn sample(seed: u64) -> Vec<Tensor> {
+pub(super) fn sample(seed: u64) -> Vec<Tensor> {
     let ids: Vec<i64> = (1..=LENGTH)
         .map(|at| at * (47 + i64::try_from(seed).unwrap()) % 300)
         .collect();

@@ -154,7 +154,7 @@ fn same_names(graph: &mut Graph) {
 }
 
 /// Makes `Constant` nodes of initializers, in bodies as well.
-fn constants(graph: &mut Graph) {
+pub(crate) fn constants(graph: &mut Graph) {
     for node in &mut graph.nodes {
         node.bodies_mut().for_each(constants);
     }
