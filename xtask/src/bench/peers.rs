@@ -74,7 +74,7 @@ const PEERS: &[Peer] = &[
     },
     Peer {
         name: "olive",
-        packages: &["olive-ai==0.13.0", "onnxruntime==1.32.0", "onnx==1.23.2"],
+        packages: &["olive-ai==0.13.0", "onnxruntime==1.32.0", "onnx==1.23.2", "requests"],
         script: "peer_olive.py",
         on_request: true,
         methods: &[
