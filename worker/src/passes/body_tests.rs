@@ -162,6 +162,29 @@ fn what_a_body_gives_back_stays_its_own() {
     }
 }
 
+/// As in speech models, which begin with an `If` on the sampling rate.
+#[test]
+fn what_bodies_alone_need_is_imported() {
+    let mut b = Build::opset(17);
+    let x = b.input("x", &[4, 64]);
+    let choice = b.typed_input("choice", ElementType::Bool, &[]);
+    b.typed_input("ids", ElementType::Int64, &[4]);
+    b.named("table", &[300, 64]);
+    b.push(Node::new("Relu", &[&x], &["h"]));
+    let branches = ["then_branch", "else_branch"].map(|name| (name, A::Graph(Box::new(branch(None)))));
+    let y = b.node_with("If", &[&choice], &branches);
+    let mut float = b.finish(&[&y]);
+    crate::onnx::normalize(&mut float).unwrap();
+    let mut model = float.clone();
+    let settings = Quantize {
+        mode: Mode::Dynamic,
+        ..Quantize::default()
+    };
+    assert_eq!(quantize_dynamic::apply(&mut model, &settings).unwrap().changed, 2);
+    valid(&model);
+    faithful(&float, &model, 0.05);
+}
+
 #[test]
 fn dynamic_quantizes_products_and_tables_inside_bodies() {
     let float = normalized();

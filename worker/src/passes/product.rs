@@ -12,14 +12,18 @@ use super::{
     site::{Kind, Site},
     weights::{self, QuantizedWeights},
 };
-use crate::onnx::{AttributeValue, ElementType, Index, Model, Node, Tensor, shown};
+use crate::onnx::{AttributeValue, ElementType, Graph, Index, Model, Node, Tensor, shown, visit_graphs};
 
 /// Domain of the operators.
 pub(super) const DOMAIN: &str = "com.microsoft";
 
-/// Imports the domain where a node needs it.
+/// Imports the domain where a node needs it, here or in a body.
 pub(super) fn import(model: &mut Model) {
-    if model.graph.nodes.iter().any(|node| node.domain == DOMAIN) {
+    let mut needed = false;
+    visit_graphs(&model.graph, &mut |graph: &Graph| {
+        needed |= graph.nodes.iter().any(|node| node.domain == DOMAIN);
+    });
+    if needed {
         model.import(DOMAIN, 1);
     }
 }
