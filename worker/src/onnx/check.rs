@@ -24,8 +24,9 @@ pub fn check(model: &Model, limits: &Limits) -> Result<(), Error> {
         return Err(Error::graph(&model.graph.name, reason));
     }
     let functions = Functions::new(model)?;
-    check_opsets(&model.opsets, &functions, &model.graph.name)?;
-    functions.check(limits)?;
+    let used = domains(model);
+    check_opsets(&model.opsets, &functions, &used, &model.graph.name)?;
+    functions.check(limits, &used)?;
     let mut scope = Scope {
         functions: &functions,
         opsets: &model.opsets,
@@ -34,7 +35,19 @@ pub fn check(model: &Model, limits: &Limits) -> Result<(), Error> {
     scope.graph(&model.graph, true)
 }
 
-fn check_opsets(opsets: &[Opset], functions: &Functions<'_>, place: &str) -> Result<(), Error> {
+/// Domains of all nodes, those of bodies and functions included.
+fn domains(model: &Model) -> HashSet<&str> {
+    let mut nodes = Vec::new();
+    collect(&model.graph.nodes, &mut nodes);
+    model
+        .functions
+        .iter()
+        .for_each(|function| collect(&function.nodes, &mut nodes));
+    nodes.into_iter().map(|node| node.domain.as_str()).collect()
+}
+
+/// A domain that no node is of does no harm: runtimes import all that they know when they save a model.
+fn check_opsets(opsets: &[Opset], functions: &Functions<'_>, used: &HashSet<&str>, place: &str) -> Result<(), Error> {
     let mut seen = HashSet::new();
     for opset in opsets {
         let (domain, version) = (opset.domain.as_str(), opset.version);
@@ -44,7 +57,7 @@ fn check_opsets(opsets: &[Opset], functions: &Functions<'_>, place: &str) -> Res
                 format!("domain {} is imported twice", shown(domain)),
             ));
         }
-        if !ops::DOMAINS.contains(&domain) && !functions.domains.contains(domain) {
+        if used.contains(domain) && !ops::DOMAINS.contains(&domain) && !functions.domains.contains(domain) {
             let construct = format!("operator domain {}", shown(domain));
             return Err(Error::unsupported(
                 construct,
@@ -94,10 +107,10 @@ impl<'m> Functions<'m> {
     }
 
     /// Bodies are valid, no function reaches itself, and what inlining would produce stays within the limit on nodes.
-    fn check(&self, limits: &Limits) -> Result<(), Error> {
+    fn check(&self, limits: &Limits, used: &HashSet<&str>) -> Result<(), Error> {
         let mut sizes = HashMap::new();
         for function in self.ordered {
-            check_opsets(&function.opsets, self, &function.name)?;
+            check_opsets(&function.opsets, self, used, &function.name)?;
             self.inlined(function, &mut sizes, 0, limits)?;
             let mut scope = Scope {
                 functions: self,

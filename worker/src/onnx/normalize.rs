@@ -31,6 +31,8 @@ pub struct Normalized {
     pub dead_nodes: usize,
     /// Types that exporters noted at intermediate values: real files have wrong ones, and runtimes believe them.
     pub types_dropped: usize,
+    /// Imported domains that no node is of.
+    pub domains_dropped: usize,
 }
 
 /// Normalizes the main graph and every graph inside it.
@@ -51,7 +53,19 @@ pub fn normalize(model: &mut Model) -> Result<Normalized, Error> {
     drop_types(&mut model.graph, &mut done.types_dropped);
     done.dead_nodes = prune(&mut model.graph);
     name_nodes(&mut model.graph, &mut HashSet::new(), &mut done.nodes_named);
+    done.domains_dropped = drop_domains(model);
     Ok(done)
+}
+
+/// Runtimes that save a model import every domain that they know; the next one may not know them.
+fn drop_domains(model: &mut Model) -> usize {
+    let mut used = HashSet::from([String::new()]);
+    visit_graphs(&model.graph, &mut |graph: &Graph| {
+        used.extend(graph.nodes.iter().map(|node| node.domain.clone()));
+    });
+    let before = model.opsets.len();
+    model.opsets.retain(|opset| used.contains(&opset.domain));
+    before - model.opsets.len()
 }
 
 /// Old files list weights as inputs too; runtimes must then treat them as variable and cannot fold them.
