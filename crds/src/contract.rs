@@ -126,7 +126,7 @@ pub struct InputBinding {
     pub name: String,
     /// Name of the data set's column.
     pub column: String,
-    /// Shape of a row, without the batch, where the model's own does not say or is another.
+    /// Shape of a row, without the batch, where the model's own does not say or is another; or of all of an input that counts no rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Vec<u32>>,
     /// Whether the column says what of a row is padding: 1 for data and, behind it, 0 for padding.

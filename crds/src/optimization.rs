@@ -188,8 +188,9 @@ pub struct Input {
     #[schemars(length(min = 1, max = 253))]
     pub column: String,
     /// Shape of a row, without the batch: `[3, 480, 640]`. For inputs with more than one free dimension, and for models exported with a
-    /// fixed batch or other sizes than the data has: what they declare is freed, in the baseline and in every candidate. Rows of a
-    /// given shape run one at a time.
+    /// fixed batch or other sizes than the data has: what they declare is freed, in the baseline and in every candidate. With as many sizes
+    /// as the input has dimensions, it is the shape of all of it, as for states of recurrent models: `[2, 1, 128]`. Rows of a given shape run
+    /// one at a time, as do those of inputs that are a scalar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         with = "Option<Vec<i32>>",

@@ -10,7 +10,7 @@ const FREE: usize = 16;
 /// Most elements of one input.
 const MOST_ELEMENTS: usize = 1 << 26;
 
-/// One tensor for every input of the model: a batch of one row of the shape in `rows`, else free dimensions of 16 (equal where they have one name), small
+/// One tensor for every input of the model: a batch of one row, or all, of the shape in `rows`; else free dimensions of 16 (equal where they have one name), small
 /// floats of both signs, and ones for integers, which are a valid token, mask and type alike. Says which input has no
 /// declared tensor type.
 pub(crate) fn inputs(model: &Model, rows: &RowShapes) -> Result<Vec<Tensor>, String> {
@@ -28,7 +28,11 @@ pub(crate) fn inputs(model: &Model, rows: &RowShapes) -> Result<Vec<Tensor>, Str
             .iter()
             .enumerate()
             .map(|(axis, dim)| {
-                let row_size = axis.checked_sub(1).and_then(|axis| rows.get(&info.name)?.get(axis));
+                let row_size = rows.get(&info.name).and_then(|row| {
+                    // Without the batch, where there is one.
+                    let axis = (axis + row.len()).checked_sub(shape.len())?;
+                    row.get(axis)
+                });
                 let free = row_size.copied().unwrap_or(if axis == 0 { 1 } else { FREE });
                 match dim {
                     Dim::Fixed(size) => usize::try_from(*size).ok().filter(|size| *size > 0).unwrap_or(free),
@@ -82,5 +86,7 @@ mod tests {
         assert!(made[1].to_floats().unwrap().iter().any(|value| *value < 0.0));
         let rows = RowShapes::from([("ids".to_owned(), vec![5])]);
         assert_eq!(inputs(&model, &rows).unwrap()[0].dims, [1, 5]);
+        let whole = RowShapes::from([("ids".to_owned(), vec![3, 5])]);
+        assert_eq!(inputs(&model, &whole).unwrap()[0].dims, [3, 5]);
     }
 }

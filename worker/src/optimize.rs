@@ -66,7 +66,10 @@ pub enum Error {
     #[error("calibration data is empty: mode Static needs at least one sample")]
     NoSample,
     /// Without data, and the model can't be run on inputs that were made up.
-    #[error("there is no calibration data, and the model can't be tried on made-up inputs ({0}): set data.calibration")]
+    #[error(
+        "there is no calibration data, and the model can't be tried on made-up inputs ({0}): set data.calibration, or data.inputs[].shape \
+         where the model does not say how large its inputs are"
+    )]
     MadeUp(String),
     /// The data ended with an error.
     #[error("calibration data: {0}")]

@@ -187,7 +187,7 @@ impl Feed {
                 }
                 Some(axis) => self.cut(bound, axis, &rows)?,
             };
-            let width: usize = dims.iter().skip(1).product();
+            let width = dims.iter().product::<usize>() / rows.len().max(1);
             let bytes = number::convert(source.number, bytes, input.element).map_err(|(at, value)| Error::Value {
                 column: source.column.clone(),
                 row: rows.get(at / width.max(1)).copied().unwrap_or(first),
@@ -213,15 +213,27 @@ fn binding(source: &StagedInput, problem: String) -> Error {
     }
 }
 
+/// The shape of an input that has no dimension for rows: a scalar, or what is given with as many sizes as the model declares, as for
+/// states of recurrent models. Each run takes one row.
+fn whole<'s>(input: &Input, source: &'s StagedInput) -> Option<&'s [usize]> {
+    let row = source.shape.as_deref()?;
+    let declared = input.dims.as_deref()?;
+    (row.len() == declared.len() && (source.given || row.is_empty())).then_some(row)
+}
+
 fn batch_limit(input: &Input, source: &StagedInput) -> Result<usize, Error> {
     match input.dims.as_deref() {
-        Some([]) => Err(binding(source, "it is a scalar, so it can't be fed row by row".into())),
+        _ if whole(input, source).is_some() => Ok(1),
+        Some([]) => Err(binding(
+            source,
+            "it is a scalar: the column must have one number, and no list, in each row".into(),
+        )),
         Some([Dim::Fixed(1), ..]) => Ok(1),
         Some([Dim::Fixed(fixed), ..]) => Err(binding(
             source,
             format!(
                 "its first dimension is fixed at {fixed}, which rows can't fill one at a time: give the shape of a row in \
-                 data.inputs[].shape, which frees it"
+                 data.inputs[].shape, which frees it, or the whole shape, {fixed} included, where it counts no rows"
             ),
         )),
         _ if source.given => Ok(1),
@@ -232,6 +244,16 @@ fn batch_limit(input: &Input, source: &StagedInput) -> Result<usize, Error> {
 /// The declared shape with `count` rows of `width` numbers: dimensions behind the first must hold exactly a row. Errors with
 /// what does not fit.
 fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Result<Vec<usize>, String> {
+    if let Some((whole, declared)) = whole(input, source).zip(input.dims.as_deref()) {
+        return if fit(whole, declared) {
+            Ok(whole.to_vec())
+        } else {
+            Err(format!(
+                "a row has the shape {whole:?}, the model takes [{}]",
+                sizes(declared)
+            ))
+        };
+    }
     let mut shape = vec![count];
     let Some(dims) = input.dims.as_deref().map(|dims| dims.get(1..).unwrap_or_default()) else {
         shape.extend(source.shape.as_deref().unwrap_or(&[width]));
@@ -255,14 +277,6 @@ fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Res
         _ => false,
     };
     if !fits {
-        let declared: Vec<String> = dims
-            .iter()
-            .map(|dim| match dim {
-                Dim::Fixed(size) => size.to_string(),
-                Dim::Named(name) => crate::failure::cut(name, 30),
-                Dim::Unknown => "?".into(),
-            })
-            .collect();
         let way_out = if free > 1 {
             ": give the shape of a row in data.inputs[].shape"
         } else {
@@ -270,7 +284,7 @@ fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Res
         };
         return Err(format!(
             "a row has {width} numbers, the model takes [{}] a row{way_out}",
-            declared.join(", ")
+            sizes(dims)
         ));
     }
     for dim in dims {
@@ -280,6 +294,16 @@ fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Res
         });
     }
     Ok(shape)
+}
+
+/// What is declared, for people.
+fn sizes(dims: &[Dim]) -> String {
+    let words = dims.iter().map(|dim| match dim {
+        Dim::Fixed(size) => size.to_string(),
+        Dim::Named(name) => crate::failure::cut(name, 30),
+        Dim::Unknown => "?".into(),
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 /// Whether a row's shape is, size by size, what is declared.

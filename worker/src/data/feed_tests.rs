@@ -96,6 +96,50 @@ fn scalars_feed_models_that_take_one_number_a_row() {
     assert_eq!(feed.tensors(0..2).unwrap()[0].dims, [2, 1]);
 }
 
+/// As speech models have them: a rate for all, and states of `[layers, batch, hidden]`.
+#[test]
+fn scalars_and_states_are_fed_whole_one_row_a_run() {
+    let rates: Vec<u8> = [8000_i64, 16_000].iter().flat_map(|rate| rate.to_le_bytes()).collect();
+    let columns = vec![
+        ("rate", Number::Int64, Some(vec![]), &rates[..], vec![1, 2]),
+        (
+            "state",
+            Number::UInt8,
+            Some(vec![2, 1, 2]),
+            &[1, 2, 3, 4, 5, 6, 7, 8][..],
+            vec![4, 8],
+        ),
+    ];
+    let folder = folder_of(columns);
+    let inputs = |hidden| {
+        let input = |name: &str, element, dims| Input {
+            name: name.into(),
+            element,
+            dims: Some(dims),
+        };
+        vec![
+            input("rate", ElementType::Int64, vec![]),
+            input(
+                "state",
+                ElementType::Float,
+                vec![Dim::Fixed(2), batch(), Dim::Fixed(hidden)],
+            ),
+        ]
+    };
+    let feed = Feed::open(folder.path(), inputs(2)).unwrap();
+    assert_eq!(feed.batch_limit(), 1);
+    let tensors = feed.tensors([1]).unwrap();
+    assert_eq!((tensors[0].dims.len(), &tensors[1].dims[..]), (0, &[2, 1, 2][..]));
+    assert_eq!(tensors[0].to_ints().unwrap(), [16_000]);
+    assert_eq!(tensors[1].to_floats().unwrap(), [5.0, 6.0, 7.0, 8.0]);
+    let failure = Feed::open(folder.path(), inputs(3)).unwrap_err();
+    assert!(
+        failure.message.contains("shape [2, 1, 2], the model takes [2, N, 3]"),
+        "{}",
+        failure.message
+    );
+}
+
 #[test]
 fn what_does_not_fit_is_refused_with_both_sides() {
     let folder = staged(Number::UInt8, vec![4], 1, &[1, 2, 3, 200]);

@@ -8,7 +8,7 @@ use super::{
 };
 use std::collections::BTreeMap;
 
-/// Shapes of rows, without the batch, by name of input.
+/// Shapes of rows, without the batch, by name of input; with as many sizes as the input has dimensions, of all of it.
 pub type RowShapes = BTreeMap<String, Vec<usize>>;
 
 /// A shape that no input of the model can have, whatever is freed.
@@ -43,14 +43,18 @@ pub fn free_dimensions(model: &mut Model, rows: &RowShapes) -> Result<usize, Mis
         else {
             continue;
         };
-        if dims.len() != row.len() + 1 {
-            return Err(mismatch(format!(
-                "the model takes {} dimensions, the batch included",
-                dims.len()
-            )));
-        }
+        let batch: &[usize] = match dims.len().checked_sub(row.len()) {
+            Some(0) => &[],
+            Some(1) => &[1],
+            _ => {
+                return Err(mismatch(format!(
+                    "the model takes {} dimensions, the batch included",
+                    dims.len()
+                )));
+            }
+        };
         let before = freed;
-        for (dim, size) in dims.iter_mut().zip(std::iter::once(&1).chain(row)) {
+        for (dim, size) in dims.iter_mut().zip(batch.iter().chain(row)) {
             if matches!(dim, Dim::Fixed(fixed) if usize::try_from(*fixed) != Ok(*size)) {
                 *dim = Dim::Unknown;
                 freed += 1;
@@ -130,6 +134,15 @@ mod tests {
         let again = model.clone();
         assert_eq!(free_dimensions(&mut model, &of(&[3, 16, 24])), Ok(0));
         assert_eq!(model, again);
+    }
+
+    #[test]
+    fn a_shape_of_all_dimensions_has_no_batch_in_front() {
+        let mut model = fixed();
+        assert_eq!(free_dimensions(&mut model, &of(&[10, 3, 8, 8])), Ok(0));
+        assert_eq!(free_dimensions(&mut model, &of(&[2, 3, 8, 9])), Ok(2));
+        let dims = model.graph.inputs[0].tensor_type().unwrap().shape.unwrap();
+        assert_eq!(dims, [Dim::Unknown, Dim::Fixed(3), Dim::Fixed(8), Dim::Unknown]);
     }
 
     #[test]
