@@ -64,10 +64,10 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         tables: tables(layout),
     };
     let feed = feed(plan, layout, &source, &limits, &given)?;
-    let used = std::cell::Cell::new(0_u64);
+    let (used, most) = (std::cell::Cell::new(0_u64), std::cell::Cell::new(BATCH));
     let open = || {
         used.set(0);
-        let batches = feed.iter().flat_map(|feed| feed.batches(BATCH)).map(|batch| {
+        let batches = feed.iter().flat_map(|feed| feed.batches(most.get())).map(|batch| {
             let batch = batch.map_err(|error| -> DataError { Box::new(error) })?;
             let rows = batch.first().and_then(|tensor| tensor.dims.first());
             used.set(used.get() + rows.map_or(0, |rows| *rows as u64));
@@ -86,7 +86,11 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         limits,
         given,
     };
-    let report = optimize::optimize(&runtime, &request, &open, &mut progress).map_err(|error| failure(&error))?;
+    let report = together(|batch| {
+        most.set(batch);
+        optimize::optimize(&runtime, &request, &open, &mut progress)
+    });
+    let report = report.map_err(|error| failure(&error))?;
     let made = storage::list(&folder, storage::Limits::default())?;
     let runtime = describe(provider::version(&runtime), threads);
     let baseline_digest: Digest = read_note(&layout.inputs().join(stage::DIGEST))?;
@@ -122,6 +126,20 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     );
     Start::found(&layout.inputs()).leave(&out)?;
     write_note(&out.join(NOTE), &note)
+}
+
+/// What `attempt` gives with [`BATCH`] rows at once, or with one where the model does not run on more: many an exporter leaves the first dimension
+/// free and writes the batch of its example into a `Reshape`.
+pub(super) fn together<T>(
+    mut attempt: impl FnMut(usize) -> std::result::Result<T, optimize::Error>,
+) -> std::result::Result<T, optimize::Error> {
+    match attempt(BATCH) {
+        Err(optimize::Error::Calibration(calibrate::Error::Session(error))) => {
+            tracing::warn!("calibration rows are run one at a time, because {BATCH} at once fail: {error}");
+            attempt(1)
+        }
+        first => first,
+    }
 }
 
 /// Calibration rows, bound to the model's inputs and without padding; none where no stage needs any and the user gave none.

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{recipe, techniques};
 use crate::calibrate::DataError;
 use crate::onnx::{self, Limits, Model, Tensor};
-use crate::optimize::{Given, Request, optimize};
+use crate::optimize::{Error, Given, Request, optimize};
 use crate::testing::{self, Build, noise};
 
 /// Four products; the input of the second has one channel far larger than the others, which is where smoothing helps.
@@ -64,6 +64,16 @@ impl Bench {
 
     /// The bytes that `stages` give, and their recipe.
     fn make(&self, stages: &[Stage], threads: usize) -> (Vec<u8>, Vec<Stage>) {
+        self.of_batches(stages, threads, [self.dims[0]; 8]).unwrap()
+    }
+
+    /// The same from batches of so many rows.
+    fn of_batches<const N: usize>(
+        &self,
+        stages: &[Stage],
+        threads: usize,
+        rows: [usize; N],
+    ) -> Result<(Vec<u8>, Vec<Stage>), Error> {
         let plan = json!({"baseline": {"uri": "b"}, "candidate": "c", "stages": stages, "inputs": [], "output": "o"});
         let plan: MakePlan = serde_json::from_value(plan).unwrap();
         let (model, output) = (self.path("model.onnx"), self.path("candidate.onnx"));
@@ -75,16 +85,17 @@ impl Bench {
             limits: Limits::default(),
             given: Given::default(),
         };
-        let batch = |seed| {
-            let values = noise(seed, self.dims.iter().product());
-            Ok::<_, DataError>(vec![Tensor::floats("x", &self.dims, &values).unwrap()])
+        let batch = |(seed, rows)| {
+            let dims = [&[rows], &self.dims[1..]].concat();
+            let values = noise(seed, dims.iter().product());
+            Ok::<_, DataError>(vec![Tensor::floats("x", &dims, &values).unwrap()])
         };
-        let samples = || Box::new((0..8).map(batch)) as Box<dyn Iterator<Item = _>>;
+        let samples = || Box::new((0..).zip(rows).map(batch)) as Box<dyn Iterator<Item = _>>;
         // Both ONNX Runtime's threads and those that reduce what it gives.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let report = pool.install(|| optimize(&testing::runtime(), &request, &samples, &mut |_| {}));
-        let recipe = recipe::spelled_out(stages, &report.unwrap().chosen, "avx512_vnni");
-        (std::fs::read(output).unwrap(), recipe)
+        let report = pool.install(|| optimize(&testing::runtime(), &request, &samples, &mut |_| {}))?;
+        let recipe = recipe::spelled_out(stages, &report.chosen, "avx512_vnni");
+        Ok((std::fs::read(output).unwrap(), recipe))
     }
 
     /// That a recipe of `stages` gives what they gave, whoever is asked; the recipe.
@@ -141,6 +152,29 @@ fn products_that_a_goal_or_a_share_has_raised_are_raised_again() {
         let searches = raises.filter(|recover| recover.goal.is_some() || recover.share.is_some());
         assert_eq!(searches.count(), 0, "nothing is left to choose: {recipe:?}");
     }
+}
+
+/// A model that says that its batch is free, and only runs on one row.
+#[test]
+fn rows_that_do_not_run_together_are_run_one_at_a_time() {
+    let mut b = Build::opset(17);
+    let x = b.input("x", &[-1, 64]);
+    let (weights, row) = (b.weights(&[64, 32]), b.ints(&[1, 64]));
+    let x = b.node("Reshape", &[&x, &row]);
+    let y = b.node("MatMul", &[&x, &weights]);
+    let bench = Bench::of((b.finish(&[&y]), vec![1, 64]));
+    let mut tried = Vec::new();
+    let bytes = super::optimize::together(|rows| {
+        tried.push(rows);
+        // The first row alone, as feeds give it.
+        bench.of_batches(&static_stage(), 1, [1, rows])
+    });
+    assert!(!bytes.unwrap().0.is_empty());
+    assert_eq!(tried, [8, 1]);
+}
+
+fn static_stage() -> Vec<Stage> {
+    serde_json::from_value(json!([{"quantize": {"mode": "Static"}}])).unwrap()
 }
 
 #[test]
