@@ -21,6 +21,7 @@ pub mod integer_ends;
 pub mod kernels;
 pub mod layer_norm;
 mod layout;
+mod logarithm;
 pub mod merge_projections;
 mod moments;
 mod nbits;

@@ -7,6 +7,7 @@
 use super::{
     Activations, Error, Format, Quantize, Report,
     layout::{Layout, Packed},
+    logarithm,
     product::{self, Product},
     quantize_lstm,
     recovery::Recovering,
@@ -59,7 +60,12 @@ pub(super) fn quantize(
     report: &mut Report,
 ) -> Result<Vec<usize>, Error> {
     let mut chosen = Vec::new();
+    let logarithms = logarithm::feeding(index);
     for site in sites(index, report) {
+        if logarithms.contains(site.node.output()) {
+            report.leave(site.node, logarithm::WHY);
+            continue;
+        }
         match windows(&site) {
             Ok(windows) => chosen.push((site, windows)),
             Err(why) => report.leave(site.node, why),

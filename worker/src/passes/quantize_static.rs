@@ -8,6 +8,7 @@
 use super::{
     Activations, Error, Format, Granularity, Quantize, Report, convolution,
     layout::{self, Layout, Packed},
+    logarithm,
     product::{self, Product},
     quantize_dynamic, quantize_lstm,
     recovery::{self, Recovering},
@@ -45,12 +46,14 @@ pub fn taps(model: &Model) -> Vec<String> {
 /// The sites that pay with integers.
 fn chosen<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>> {
     let mut chosen = sites(index, report);
+    let logarithms = logarithm::feeding(index);
     chosen.retain(|site| {
         let slow = (site.kind == Kind::Conv).then(|| convolution::slow(site)).flatten();
-        if let Some(why) = slow {
+        let why = slow.or_else(|| logarithms.contains(site.node.output()).then_some(logarithm::WHY));
+        if let Some(why) = why {
             report.leave(site.node, why);
         }
-        slow.is_none()
+        why.is_none()
     });
     chosen
 }
