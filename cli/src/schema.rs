@@ -68,7 +68,11 @@ fn walk(schema: &Value, value: &Value, path: &str, problems: &mut Vec<String>) -
             .iter()
             .map(|word| word.as_str().map_or_else(|| word.to_string(), str::to_owned))
             .collect();
-        say(format!("{value} is not one of {}", words.join(", ")));
+        // What they are, and why another is not among them.
+        let about = schema["description"].as_str().unwrap_or_default().replace('\n', " ");
+        say(format!("{value} is not one of {}. {about}", words.join(", "))
+            .trim_end()
+            .to_owned());
     }
     match value {
         Value::String(text) => string(schema, text, say)?,
@@ -236,6 +240,11 @@ mod tests {
                 ".spec.owner.group: must be of type string",
             ),
             ("/spec/task/kind", json!("Regression"), "is not one of Classification"),
+            (
+                "/spec/candidates/0/stages/0/quantize/mode",
+                json!("BFloat16"),
+                "no kernel for them on CPUs",
+            ),
             ("/spec/candidates", json!([]), ".spec.candidates: has 0 items"),
             ("/spec/candidates/-", first, "is there twice"),
             ("/spec/candidates/0/name", json!("../../etc"), "does not match"),

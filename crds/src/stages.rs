@@ -220,12 +220,13 @@ pub struct Quantize {
     /// `Dynamic` computes activation ranges at run time and needs no data; `Static` fixes them from calibration data; `WeightOnly` keeps
     /// the weights of matrix products and embeddings in blocks of 8 or 4 bits, needs no data, and is the smallest; `Float16` keeps weights, and
     /// computes, in 16-bit floats, which halves the file, is no faster on CPUs, and leaves in 32 bits what comes near 65504 on the
-    /// calibration data, or on made-up inputs where there is none.
+    /// calibration data, or on made-up inputs where there is none. BF16 and FP8 are not offered: ONNX Runtime has no kernel for them on CPUs.
     pub mode: QuantizeMode,
     /// Type of the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<WeightType>,
-    /// Type of the activations. Default `UInt8` (asymmetric).
+    /// Type of the activations. Default `UInt8` (asymmetric). 16 bits are not offered: without an integer kernel on CPUs, all between two of
+    /// their nodes is computed with floats, slower than before.
     #[serde(default)]
     pub activations: ActivationType,
     /// One scale for each output channel of a weight, or one for the whole tensor. Default `PerChannel`. Not used by mode `WeightOnly`.
