@@ -81,6 +81,7 @@ const PEERS: &[Peer] = &[
             ("dynamic", Method::Dynamic),
             ("minmax", Method::MinMax),
             ("int4", Method::Int4Blocks),
+            ("int4-level4", Method::Int4Blocks),
         ],
     },
     Peer {
