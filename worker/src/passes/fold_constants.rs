@@ -1,30 +1,52 @@
 //! Nodes whose inputs are all constant are computed once, here, and become initializers.
 //!
-//! Only operators that move or convert elements are folded, exactly and bounded by the size of their input; arithmetic on
-//! constants is left to ONNX Runtime, which folds it at load.
+//! Only operators that move or convert elements are folded, exactly and bounded by the size of their input, or all together by that of all
+//! weights where they cut and join; arithmetic on constants is left to ONNX Runtime, which folds it at load.
 
-use super::{Error, Report};
+use super::{Error, Report, parts};
 use crate::onnx::{ElementType, Index, Model, Node, Patch, Tensor, rewrite};
+
+use std::collections::HashMap;
 
 pub(super) const NAME: &str = "fold-constants";
 /// Passes over the graph: each folds nodes whose inputs an earlier one folded.
 const MOST_ROUNDS: usize = 16;
+/// What cutting and joining may make, in bytes of all weights: each cut once and joined once, and as much again.
+const MOST_COPIES: usize = 4;
+/// The same in bytes (128 MiB): a hostile graph has as much made in each round of simplification.
+const MOST_BYTES: usize = 128 << 20;
+/// Bytes of a constant that may be a setting, such as axes or bounds.
+const MOST_SETTING: usize = 64;
 
 /// Folds until nothing is left to fold.
 pub fn apply(model: &mut Model) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
+    let weights = model.graph.initializers.iter().map(|tensor| tensor.bytes().len());
+    let mut room = weights.sum::<usize>().saturating_mul(MOST_COPIES).min(MOST_BYTES);
     for _ in 0..MOST_ROUNDS {
+        let mut made = Made::default();
         let folded = rewrite(model, |index| -> Result<Patch, Error> {
             let mut patch = Patch::new(NAME);
             for (position, node) in index.graph.nodes.iter().enumerate() {
                 if index.is_output(node.output()) {
                     continue;
                 }
-                if let Some(tensor) = fold(index, node) {
+                let uses = index.uses(node.output());
+                let twin = made
+                    .twin(index, node)
+                    .filter(|_| uses.iter().all(|usage| usage.slot.is_some()));
+                if let Some(twin) = twin {
+                    for usage in uses {
+                        patch.rewire(usage.node, usage.slot.unwrap_or(0), &twin);
+                    }
+                } else if let Some(tensor) = fold(index, node, &mut room) {
                     patch.add_tensor(tensor?);
-                    patch.remove(position);
-                    report.changed += 1;
+                    made.add(index, node);
+                } else {
+                    continue;
                 }
+                patch.remove(position);
+                report.changed += 1;
             }
             Ok(patch)
         })?;
@@ -35,8 +57,43 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
     Ok(report)
 }
 
-/// The value of a foldable node; none for any other.
-fn fold(index: &Index<'_>, node: &Node) -> Option<Result<Tensor, Error>> {
+/// Constants of one round by what they are made of: layers that share weights, each behind an `Identity` or a `Transpose` of its own, go on
+/// sharing them.
+#[derive(Default)]
+struct Made(HashMap<String, String>);
+
+impl Made {
+    /// The constant that `node` would make again.
+    fn twin(&self, index: &Index<'_>, node: &Node) -> Option<String> {
+        if node.is("Identity") {
+            let input = node.input(0)?;
+            return index.constant(input).map(|_| input.to_owned());
+        }
+        self.0.get(&Self::key(index, node)).cloned()
+    }
+
+    fn add(&mut self, index: &Index<'_>, node: &Node) {
+        self.0.insert(Self::key(index, node), node.output().to_owned());
+    }
+
+    /// Settings go by their value, since each node has tensors of its own for them.
+    fn key(index: &Index<'_>, node: &Node) -> String {
+        let inputs = node.inputs.iter().map(|name| {
+            let small = index
+                .constant(name)
+                .filter(|tensor| tensor.bytes().len() <= MOST_SETTING);
+            match small {
+                Some(tensor) => format!("{:?}", (tensor.element, &tensor.dims, tensor.bytes())),
+                None => name.clone(),
+            }
+        });
+        let inputs: Vec<String> = inputs.collect();
+        format!("{:?}", (&node.domain, &node.op_type, inputs, &node.attributes))
+    }
+}
+
+/// The value of a foldable node; none for any other. `room`: bytes that may still be cut and joined.
+fn fold(index: &Index<'_>, node: &Node, room: &mut usize) -> Option<Result<Tensor, Error>> {
     if !node.domain.is_empty() || node.outputs.len() != 1 {
         return None;
     }
@@ -69,6 +126,14 @@ fn fold(index: &Index<'_>, node: &Node) -> Option<Result<Tensor, Error>> {
         }
         "Transpose" => {
             let (dims, bytes) = transposed(data, node.ints("perm"))?;
+            (data.element, dims, bytes)
+        }
+        "Slice" => {
+            let (dims, bytes) = parts::sliced(index, node, data, room)?;
+            (data.element, dims, bytes)
+        }
+        "Concat" => {
+            let (dims, bytes) = parts::joined(index, node, room)?;
             (data.element, dims, bytes)
         }
         "Cast" => {

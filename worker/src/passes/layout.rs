@@ -12,6 +12,8 @@ pub(super) struct Layout {
     pub(super) patch: Patch,
     pub(super) names: Names,
     packed: HashMap<(String, usize), (QuantizedWeights, Packed)>,
+    /// Weights of recurrent operators, which have a layout of their own, by name.
+    pub(super) recurrent: HashMap<String, Packed>,
 }
 
 /// Names of packed weights.
@@ -28,6 +30,7 @@ impl Layout {
             patch,
             names,
             packed: HashMap::new(),
+            recurrent: HashMap::new(),
         }
     }
 

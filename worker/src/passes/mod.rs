@@ -26,6 +26,7 @@ pub mod merge_projections;
 mod moments;
 mod nbits;
 pub mod one_hot;
+mod parts;
 mod polynomial;
 mod product;
 pub mod quantize_blocks;

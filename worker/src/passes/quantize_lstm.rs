@@ -1,7 +1,12 @@
 //! LSTMs with constant weights in 8 bits, spelled as ONNX Runtime's `DynamicQuantizeLSTM`: inputs and hidden states are quantized as they
 //! come. Other recurrent operators have no such kernel; they are left, and said to be.
 
-use super::{Error, Format, Granularity, Grid, Quantize, Report, layout::Layout, product::DOMAIN, weights};
+use super::{
+    Error, Format, Granularity, Grid, Quantize, Report,
+    layout::{Layout, Packed},
+    product::DOMAIN,
+    weights,
+};
 use crate::onnx::{ElementType, Index, Node, Tensor, shown};
 
 /// Fewer weights cost more to quantize inputs for than they save.
@@ -37,9 +42,9 @@ pub(super) fn quantize(
                 let hidden = packed(layout, hidden, settings.grid())?;
                 let mut inputs = node.inputs.clone();
                 inputs.resize(FLOAT_INPUTS, String::new());
-                for (slot, [values, scale, zero_point]) in [(1, input), (2, hidden)] {
-                    inputs[slot] = values;
-                    inputs.extend([scale, zero_point]);
+                for (slot, packed) in [(1, input), (2, hidden)] {
+                    inputs[slot] = packed.values;
+                    inputs.extend([packed.scale, packed.zero_point]);
                 }
                 let mut lstm = Node {
                     op_type: "DynamicQuantizeLSTM".to_owned(),
@@ -89,8 +94,11 @@ fn find<'g>(index: &Index<'g>, node: &Node) -> Result<(&'g Tensor, &'g Tensor), 
 }
 
 /// The weights as the operator takes them, `[directions, inputs, channels]`, with a scale for each channel of each direction or one for
-/// each direction: names of values, scales and zero points.
-fn packed(layout: &mut Layout, weights: &Tensor, grid: Grid) -> Result<[String; 3], Error> {
+/// each direction. Nodes that share weights, as in the branches of an `If`, go on sharing them.
+fn packed(layout: &mut Layout, weights: &Tensor, grid: Grid) -> Result<Packed, Error> {
+    if let Some(known) = layout.recurrent.get(&weights.name) {
+        return Ok(known.clone());
+    }
     let (directions, channels, inputs) = (weights.dims[0], weights.dims[1], weights.dims[2]);
     let scales = match grid.granularity {
         Granularity::PerChannel => vec![directions, channels],
@@ -124,10 +132,13 @@ fn packed(layout: &mut Layout, weights: &Tensor, grid: Grid) -> Result<[String; 
     }
     let names = ["/q", "/scale", "/zero_point"].map(|suffix| layout.names.fresh(&weights.name, suffix));
     let dims = [directions, inputs, channels];
-    layout.add(Tensor::new(&names[0], ElementType::Int8, &dims, turned)?);
-    layout.add(Tensor::floats(&names[1], &scales, &quantized.scales)?);
-    layout.add(Tensor::new(&names[2], ElementType::Int8, &scales, vec![0; rows])?);
-    Ok(names)
+    let packed = Packed {
+        values: layout.add(Tensor::new(&names[0], ElementType::Int8, &dims, turned)?),
+        scale: layout.add(Tensor::floats(&names[1], &scales, &quantized.scales)?),
+        zero_point: layout.add(Tensor::new(&names[2], ElementType::Int8, &scales, vec![0; rows])?),
+    };
+    layout.recurrent.insert(weights.name.clone(), packed.clone());
+    Ok(packed)
 }
 
 #[cfg(test)]
@@ -209,6 +220,18 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn nodes_that_share_weights_go_on_sharing_them() {
+        let mut b = Build::opset(17);
+        let x = b.input("x", &[10, 2, 24]);
+        let (w, r) = (small(&mut b, &[1, 128, 24]), small(&mut b, &[1, 128, 32]));
+        let hidden = [("hidden_size", A::Int(32))];
+        let outputs = [0, 1].map(|_| b.node_with("LSTM", &[&x, &w, &r], &hidden));
+        let mut model = b.finish(&[&outputs[0], &outputs[1]]);
+        let report = quantize_dynamic::apply(&mut model, &dynamic(Granularity::PerChannel)).unwrap();
+        assert_eq!((report.changed, model.graph.initializers.len()), (2, 6));
     }
 
     #[test]

@@ -192,6 +192,28 @@ fn constants_are_folded_exactly() {
     assert_eq!(run(&model, &input), run(&folded, &input));
 }
 
+/// Layers with the same weights, each of which an exporter turns anew.
+#[test]
+fn weights_that_layers_share_stay_one() {
+    let mut b = Build::opset(17);
+    let mut x = b.input("x", &[2, 8]);
+    let w = b.weights(&[8, 12]);
+    for _ in 0..3 {
+        let same = b.node("Identity", &[&w]);
+        let turned = b.node("Transpose", &[&same]);
+        let (from, to) = (b.ints(&[2]), b.ints(&[10]));
+        let cut = b.node("Slice", &[&turned, &from, &to]);
+        x = b.node("MatMul", &[&x, &cut]);
+    }
+    let model = b.finish(&[&x]);
+    let mut folded = model.clone();
+    fold_constants::apply(&mut folded).unwrap();
+    valid(&folded);
+    assert_eq!((folded.graph.nodes.len(), folded.graph.initializers.len()), (3, 1));
+    let input = [Tensor::floats("x", &[2, 8], &testing::noise(1, 16)).unwrap()];
+    assert_eq!(run(&model, &input), run(&folded, &input));
+}
+
 #[test]
 fn static_convolutions_and_products_run_on_integer_kernels() {
     for granularity in [Granularity::PerChannel, Granularity::PerTensor] {
