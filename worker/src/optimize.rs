@@ -385,6 +385,8 @@ mod padding_tests;
 #[cfg(test)]
 mod pitfall_tests;
 #[cfg(test)]
+mod speech_tests;
+#[cfg(test)]
 mod table_tests;
 #[cfg(test)]
 mod tests;

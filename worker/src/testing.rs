@@ -192,6 +192,11 @@ pub(crate) fn magika() -> PathBuf {
     required("ASSAYER_MAGIKA")
 }
 
+/// Path of a real speech model.
+pub(crate) fn silero() -> PathBuf {
+    required("ASSAYER_SILERO")
+}
+
 fn run_session(mut session: Session, inputs: &[Tensor]) -> Vec<Tensor> {
     let mut outputs = Vec::new();
     session

