@@ -341,6 +341,7 @@ fn simplify<'r>(model: &mut Model, request: &Request<'r>) -> Result<Simplified<'
         [Stage::Simplify(settings), stages @ ..] => (settings.clone(), stages),
         stages => (Simplify::default(), stages),
     };
+    settings.keep_tied = !stages.iter().any(Stage::quantizes);
     if stages.iter().any(Stage::is_standard) {
         settings.skip.extend(passes::NOT_STANDARD);
     }

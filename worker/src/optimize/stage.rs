@@ -96,6 +96,11 @@ impl Stage {
         self.calibrates() || matches!(self, Self::Float16)
     }
 
+    /// Whether it makes integers of weights.
+    pub(super) fn quantizes(&self) -> bool {
+        matches!(self, Self::Quantize(_) | Self::QuantizeBlocks(_))
+    }
+
     /// Whether it promises to use no operator but ONNX's own.
     pub(super) fn is_standard(&self) -> bool {
         matches!(self, Self::Quantize(settings) if settings.format == Format::Qdq)

@@ -15,11 +15,13 @@ const MOST_ROUNDS: usize = 16;
 const MOST_COPIES: usize = 4;
 /// The same in bytes (128 MiB): a hostile graph has as much made in each round of simplification.
 const MOST_BYTES: usize = 128 << 20;
+/// Bytes of a constant that is not written twice where that can be helped.
+const LARGE: usize = 1 << 16;
 /// Bytes of a constant that may be a setting, such as axes or bounds.
 const MOST_SETTING: usize = 64;
 
-/// Folds until nothing is left to fold.
-pub fn apply(model: &mut Model) -> Result<Report, Error> {
+/// Folds until nothing is left to fold. `keep_tied`: but for large constants that are turned here and read as they are elsewhere.
+pub fn apply(model: &mut Model, keep_tied: bool) -> Result<Report, Error> {
     let mut report = Report::new(NAME);
     let weights = model.graph.initializers.iter().map(|tensor| tensor.bytes().len());
     let mut room = weights.sum::<usize>().saturating_mul(MOST_COPIES).min(MOST_BYTES);
@@ -28,7 +30,7 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
         let folded = rewrite(model, |index| -> Result<Patch, Error> {
             let mut patch = Patch::new(NAME);
             for (position, node) in index.graph.nodes.iter().enumerate() {
-                if index.is_output(node.output()) {
+                if index.is_output(node.output()) || (keep_tied && tied(index, node)) {
                     continue;
                 }
                 let uses = index.uses(node.output());
@@ -55,6 +57,19 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
         }
     }
     Ok(report)
+}
+
+/// Whether `node` turns a large constant that others read as it is.
+fn tied(index: &Index<'_>, node: &Node) -> bool {
+    let input = node.input(0).filter(|_| node.is("Transpose")).unwrap_or("");
+    let large = index
+        .constant(input)
+        .is_some_and(|tensor| tensor.bytes().len() >= LARGE);
+    large
+        && index
+            .uses(input)
+            .iter()
+            .any(|usage| !index.graph.nodes[usage.node].is("Transpose"))
 }
 
 /// Constants of one round by what they are made of: layers that share weights, each behind an `Identity` or a `Transpose` of its own, go on

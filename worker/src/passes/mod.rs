@@ -358,6 +358,8 @@ pub struct Simplify {
     pub skip: Vec<&'static str>,
     /// That indices of one-hot products are never outside of their table.
     pub indices_in_bounds: bool,
+    /// That weights stay floats: what one node reads as it is and another turned, as tied embeddings are, is then not written twice.
+    pub keep_tied: bool,
 }
 
 type Pass = fn(&mut onnx::Model, &Simplify) -> Result<Report, Error>;
@@ -365,7 +367,9 @@ type Pass = fn(&mut onnx::Model, &Simplify) -> Result<Report, Error>;
 /// Passes in order. Shapes first: they prove what the others ask. Normalizations next: they prove the rank by which a GELU is recognised, as
 /// does its bias, which is why biases come last.
 const SIMPLIFYING: [(&str, Pass); 9] = [
-    (fold_constants::NAME, |model, _| fold_constants::apply(model)),
+    (fold_constants::NAME, |model, settings| {
+        fold_constants::apply(model, settings.keep_tied)
+    }),
     (fold_shapes::NAME, |model, _| fold_shapes::apply(model)),
     (fold_batch_norm::NAME, |model, _| fold_batch_norm::apply(model)),
     (layer_norm::NAME, |model, _| layer_norm::apply(model)),

@@ -116,7 +116,7 @@ mod tests {
     /// Whether nothing but the sum is left, after which the numbers must be the same ones.
     fn folds(model: &Model) -> bool {
         let mut folded = model.clone();
-        fold_constants::apply(&mut folded).unwrap();
+        fold_constants::apply(&mut folded, false).unwrap();
         crate::onnx::check(&folded, &Limits::default()).unwrap();
         let x = [Tensor::floats("x", &[1], &[0.0]).unwrap()];
         assert_eq!(run(&folded, &x), run(model, &x));
@@ -173,7 +173,7 @@ mod tests {
         }
         let y = b.node("Add", &[&x, &last]);
         let mut model = b.finish(&[&y]);
-        assert_eq!(fold_constants::apply(&mut model).unwrap().changed, 1);
+        assert_eq!(fold_constants::apply(&mut model, false).unwrap().changed, 1);
     }
 
     /// As `PyTorch` turns the order of gates into ONNX's.
@@ -195,7 +195,7 @@ mod tests {
         let y = b.node_with("LSTM", &[&x, &input, &hidden], &[("hidden_size", A::Int(size))]);
         let float = b.finish(&[&y]);
         let mut model = float.clone();
-        assert_eq!(fold_constants::apply(&mut model).unwrap().changed, 10);
+        assert_eq!(fold_constants::apply(&mut model, false).unwrap().changed, 10);
         let settings = Quantize {
             mode: Mode::Dynamic,
             ..Quantize::default()

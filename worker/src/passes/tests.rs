@@ -185,7 +185,7 @@ fn constants_are_folded_exactly() {
     let y = b.node("Mul", &[&x, &flat]);
     let model = b.finish(&[&y]);
     let mut folded = model.clone();
-    assert_eq!(fold_constants::apply(&mut folded).unwrap().changed, 4);
+    assert_eq!(fold_constants::apply(&mut folded, false).unwrap().changed, 4);
     valid(&folded);
     assert_eq!(folded.graph.nodes.len(), 1);
     let input = [Tensor::floats("x", &[2, 3], &testing::noise(1, 6)).unwrap()];
@@ -207,11 +207,27 @@ fn weights_that_layers_share_stay_one() {
     }
     let model = b.finish(&[&x]);
     let mut folded = model.clone();
-    fold_constants::apply(&mut folded).unwrap();
+    fold_constants::apply(&mut folded, false).unwrap();
     valid(&folded);
     assert_eq!((folded.graph.nodes.len(), folded.graph.initializers.len()), (3, 1));
     let input = [Tensor::floats("x", &[2, 8], &testing::noise(1, 16)).unwrap()];
     assert_eq!(run(&model, &input), run(&folded, &input));
+}
+
+/// A head that is the embedding, turned.
+#[test]
+fn tied_weights_are_written_twice_only_for_those_who_quantize_them() {
+    let mut b = Build::opset(17);
+    let ids = b.typed_input("ids", crate::onnx::ElementType::Int64, &[3]);
+    let table = b.weights(&[512, 64]);
+    let rows = b.node("Gather", &[&table, &ids]);
+    let turned = b.node_with("Transpose", &[&table], &[("perm", A::Ints(vec![1, 0]))]);
+    let y = b.node("MatMul", &[&rows, &turned]);
+    let model = b.finish(&[&y]);
+    for (keep_tied, changed) in [(true, 0), (false, 1)] {
+        let mut folded = model.clone();
+        assert_eq!(fold_constants::apply(&mut folded, keep_tied).unwrap().changed, changed);
+    }
 }
 
 #[test]

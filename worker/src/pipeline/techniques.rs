@@ -39,6 +39,7 @@ pub(super) fn of(plan: &MakePlan, instruction_set: &'static str) -> Result<Vec<S
             made.push(Stage::Simplify(Simplify {
                 skip: settings.skip.iter().copied().map(SimplifyPass::name).collect(),
                 indices_in_bounds: settings.assume_indices_in_bounds,
+                ..Simplify::default()
             }));
         }
         if let Some(settings) = &stage.quantize {
@@ -344,6 +345,7 @@ mod tests {
         let wanted = Simplify {
             skip: vec!["fuse-gelu"],
             indices_in_bounds: true,
+            ..Simplify::default()
         };
         assert_eq!(of(&plan, "avx2").unwrap()[0], Stage::Simplify(wanted));
     }
