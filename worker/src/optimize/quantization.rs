@@ -5,7 +5,7 @@ use crate::{
     onnx::Model,
     passes::{
         Bits, Blocks, Error, Mode, Quantize, Raise, Recovering, Recovery, Report, quantize_blocks, quantize_dynamic,
-        quantize_static,
+        quantize_static, quantize_tables,
         raise_precision::{Otherwise, Products},
     },
 };
@@ -72,7 +72,60 @@ impl<'k> Quantization<'k> {
             },
             Form::Blocks(settings) => quantize_blocks::apply(model, settings, &mut recovering)?,
         });
+        if let Form::Blocks(_) = self.form {
+            // What has no blocks: rows that can't be cut evenly, and those that are sliced out.
+            reports.push(quantize_tables::apply(model)?);
+        }
         reports.extend(recovering.finish()?);
         Ok(reports)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        onnx::{ElementType, Limits, Tensor},
+        testing::{Build, relative_difference, run_optimized},
+    };
+
+    #[test]
+    fn tables_that_blocks_do_not_fit_have_eight_bits_all_the_same() {
+        let mut b = Build::opset(17);
+        let ids = b.typed_input("ids", ElementType::Int64, &[1, 6]);
+        // Rows of 100 are no multiple of 16, and positions are cut out.
+        let (words, positions) = (b.weights(&[300, 100]), b.weights(&[200, 100]));
+        let (start, end, axis) = (b.ints(&[0]), b.ints(&[6]), b.ints(&[0]));
+        let length = b.typed_input("length", ElementType::Int64, &[1]);
+        let end = b.node("Min", &[&end, &length]);
+        let (word, position) = (
+            b.node("Gather", &[&words, &ids]),
+            b.node("Slice", &[&positions, &start, &end, &axis]),
+        );
+        let (sum, weights) = (b.node("Add", &[&word, &position]), b.weights(&[100, 64]));
+        let y = b.node("MatMul", &[&sum, &weights]);
+        let float = b.finish(&[&y]);
+        let settings = Blocks {
+            bits: Bits::Eight,
+            size: 32,
+            recovery: Recovery::default(),
+        };
+        let quantization = Quantization {
+            form: Form::Blocks(&settings),
+            grams: &BTreeMap::new(),
+        };
+        let mut model = float.clone();
+        let reports = quantization.apply(&mut model, None).unwrap();
+        let changed: Vec<_> = reports.iter().map(|report| report.changed).collect();
+        assert_eq!(changed, [1, 2]);
+        crate::onnx::check(&model, &Limits::default()).unwrap();
+        assert!(crate::onnx::to_bytes(&model).len() * 3 < crate::onnx::to_bytes(&float).len());
+        let inputs = [
+            Tensor::int64s("ids", &[1, 6], &[0, 7, 299, 3, 3, 12]).unwrap(),
+            Tensor::int64s("length", &[1], &[9]).unwrap(),
+        ];
+        let (before, _) = run_optimized(&float, &inputs);
+        let (after, operators) = run_optimized(&model, &inputs);
+        assert!(relative_difference(&before, &after) < 0.01, "{operators:?}");
     }
 }

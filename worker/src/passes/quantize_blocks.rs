@@ -69,15 +69,10 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
                 report.leave(node, why);
                 continue;
             }
-            match block_of(settings.size, table.dims[1]) {
-                Some(size) => {
-                    embedding(&mut rewrite, position, node, table, settings.bits, size)?;
-                    report.changed += 1;
-                }
-                None => report.leave(
-                    node,
-                    format!("its rows of {} can't be cut into blocks of 16 or more", table.dims[1]),
-                ),
+            // Rows that can't be cut evenly are for `quantize_tables`.
+            if let Some(size) = block_of(settings.size, table.dims[1]) {
+                embedding(&mut rewrite, position, node, table, settings.bits, size)?;
+                report.changed += 1;
             }
         }
         Ok::<_, Error>(rewrite.patch)
