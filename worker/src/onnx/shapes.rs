@@ -437,25 +437,29 @@ impl<'g> Shapes<'g> {
     }
 
     fn sliced(&mut self, node: &Node, mut shape: Vec<Size>) -> Option<Vec<Size>> {
-        let (starts, ends) = (self.ints(node, 1)?, self.ints(node, 2)?);
-        let axes = match node.input(3) {
-            Some(_) => self.axes(node, 3, shape.len())?,
-            None => (0..starts.len()).collect(),
+        let (starts, ends) = (self.ints(node, 1), self.ints(node, 2));
+        let axes = if node.input(3).is_some() {
+            self.axes(node, 3, shape.len())?
+        } else {
+            let bounds = self.input(node, 1)?;
+            (0..usize::try_from(known(*bounds.first()?)?).ok()?).collect()
         };
         let steps = match node.input(4) {
-            Some(_) => self.ints(node, 4)?,
-            None => vec![1; starts.len()],
+            Some(_) => self.ints(node, 4),
+            None => Some(vec![1; axes.len()]),
         };
+        let bound = |list: &Option<Vec<i64>>, slot: usize| list.as_ref().and_then(|list| list.get(slot).copied());
         for (slot, &axis) in axes.iter().enumerate() {
-            let (start, end, step) = (*starts.get(slot)?, *ends.get(slot)?, *steps.get(slot)?);
+            let (start, end, step) = (bound(&starts, slot), bound(&ends, slot), bound(&steps, slot));
             let size = *shape.get(axis)?;
-            shape[axis] = match size {
+            shape[axis] = match (size, start, end, step) {
                 // Exporters write "all" like this, and no open dimension is longer.
-                size if start == 0 && step == 1 && end >= ALL => size,
-                Known(size) if step > 0 => {
+                (size, Some(0), Some(ALL..), Some(1)) => size,
+                (Known(size), Some(start), Some(end), Some(step @ 1..)) => {
                     let clamp = |at: i64| (if at < 0 { at + size } else { at }).clamp(0, size);
                     Known((clamp(end) - clamp(start)).max(0).checked_add(step - 1)? / step)
                 }
+                // Bounds that are found at run time leave the other dimensions as they are.
                 _ => self.unknown(),
             };
         }
