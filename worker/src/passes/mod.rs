@@ -40,6 +40,7 @@ mod region;
 mod saturation;
 mod site;
 pub mod smooth;
+mod value_path;
 mod weights;
 mod windows;
 

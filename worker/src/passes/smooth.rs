@@ -2,7 +2,8 @@
 //! dividing them at the input of a product and multiplying the weights instead changes nothing in floats and much in 8 bits.
 //!
 //! How far is searched for each input, from magnitudes alone: the expected error of its products. An input that gains less than a tenth is
-//! left. The division goes into a scale that alone feeds the products where there is one, into a `Mul` otherwise.
+//! left. The division goes into a scale that alone feeds the products where there is one; into the weights that make what attention mixes,
+//! where they feed nothing else; and into a `Mul` otherwise.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "factors are computed in 64 bits and kept in 32"
@@ -10,12 +11,13 @@
 
 use super::{
     Error, Mode, Report,
-    even::{self, Problem, Weights},
+    even::{self, Problem},
     site::{Kind, Site, leave_bodies, sites},
+    value_path,
 };
 use crate::{
     calibrate::{Channels, Rows as _},
-    onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, rewrite_main},
+    onnx::{ElementType, Index, Model, Names, Node, Patch, Shapes, Tensor, rewrite_main},
 };
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -54,8 +56,13 @@ pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String,
             }
         }
         leave_bodies(model, &mut report);
+        let products = groups.values().flatten();
         let mut rewrite = Rewrite {
             index: &index,
+            shapes: Shapes::new(&index),
+            products: products.map(|site| (site.position, Weights::of(site))).collect(),
+            sums: BTreeMap::new(),
+            folded: Folded::default(),
             names: Names::new(&model.graph),
             patch: Patch::new(NAME),
         };
@@ -74,7 +81,8 @@ pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String,
                     .for_each(|site| report.leave(site.node, "its input is even enough")),
             }
         }
-        rewrite.patch
+        report.tell(&rewrite.folded.told());
+        rewrite.finish()?
     };
     let report = super::require_effect(report)?;
     rewrite_main(model, patch)?;
@@ -102,14 +110,82 @@ fn factors(channels: &Channels, group: &[Site<'_>], settings: Smoothing) -> Opti
     let (factors, left) = even::factors(&Problem {
         ends: &ends,
         squares: &squares,
-        weights: &Weights::new(size, &matrices),
+        weights: &even::Weights::new(size, &matrices),
         left: if settings.gptq { LEFT_BY_GPTQ } else { 1.0 },
     })?;
     (left < WORTH).then_some(factors)
 }
 
+/// Weights and bias of a product, and what they are multiplied by.
+struct Weights<'s, 'g> {
+    site: &'s Site<'g>,
+    /// One factor for each input.
+    rows: Option<Vec<f64>>,
+    /// One factor for each output.
+    columns: Option<Vec<f64>>,
+}
+
+impl<'s, 'g> Weights<'s, 'g> {
+    fn of(site: &'s Site<'g>) -> Self {
+        Self {
+            site,
+            rows: None,
+            columns: None,
+        }
+    }
+
+    fn columns(&self) -> usize {
+        self.site.weights.dims[self.site.channel_axis()]
+    }
+
+    /// The weights as they become; none where nothing changes.
+    fn multiplied(&self) -> Option<Vec<f32>> {
+        if self.rows.is_none() && self.columns.is_none() {
+            return None;
+        }
+        let inner = self.site.weights.dims[1];
+        let across = |factors: &Option<Vec<f64>>, at: usize| factors.as_ref().map_or(1.0, |factors| factors[at]);
+        let mut floats = self.site.weights.to_floats().unwrap_or_default();
+        for (position, value) in floats.iter_mut().enumerate() {
+            let (mut row, mut column) = (position / inner, position % inner);
+            if self.site.channel_axis() == 0 {
+                std::mem::swap(&mut row, &mut column);
+            }
+            *value = (f64::from(*value) * across(&self.rows, row) * across(&self.columns, column)) as f32;
+        }
+        Some(floats)
+    }
+}
+
+/// Where divisions went.
+#[derive(Default)]
+struct Folded {
+    norms: usize,
+    values: usize,
+    added: usize,
+}
+
+impl Folded {
+    fn told(&self) -> String {
+        let Self { norms, values, added } = self;
+        if norms + values + added == 0 {
+            return String::new();
+        }
+        format!(
+            "of {} divisions, {norms} are in normalizations, {values} in the weights of what attention mixes, {added} in a Mul",
+            norms + values + added
+        )
+    }
+}
+
 struct Rewrite<'i, 'g> {
     index: &'i Index<'g>,
+    shapes: Shapes<'g>,
+    /// By position.
+    products: BTreeMap<usize, Weights<'i, 'g>>,
+    /// Vectors that sums add, by position and slot, and what they are multiplied by.
+    sums: BTreeMap<(usize, usize), (&'g Tensor, Vec<f64>)>,
+    folded: Folded,
     names: Names,
     patch: Patch,
 }
@@ -117,7 +193,11 @@ struct Rewrite<'i, 'g> {
 impl Rewrite<'_, '_> {
     fn group(&mut self, input: &str, group: &[Site<'_>], factors: &[f64]) -> Result<(), Error> {
         let inverse: Vec<f32> = factors.iter().map(|factor| (1.0 / factor) as f32).collect();
-        if !self.fold(input, group, &inverse)? {
+        if self.fold(input, group, &inverse)? {
+            self.folded.norms += 1;
+        } else if self.fold_into_values(input, group, factors) {
+            self.folded.values += 1;
+        } else {
             let (divisor, even) = (self.names.fresh(input, "/evening"), self.names.fresh(input, "/even"));
             self.patch
                 .add_tensor(Tensor::floats(&divisor, &[inverse.len()], &inverse)?);
@@ -127,20 +207,63 @@ impl Rewrite<'_, '_> {
             for site in group {
                 self.patch.rewire(site.position, 0, &even);
             }
+            self.folded.added += 1;
         }
         for site in group {
-            let axis = site.channel_axis();
-            let mut floats = site.weights.to_floats().unwrap_or_default();
-            let (outer, inner) = (site.weights.dims[0], site.weights.dims[1]);
-            for (position, value) in floats.iter_mut().enumerate() {
-                let channel = if axis == 1 { position / inner } else { position % inner };
-                *value = (f64::from(*value) * factors[channel]) as f32;
+            if let Some(weights) = self.products.get_mut(&site.position) {
+                weights.rows = Some(factors.to_vec());
             }
-            let name = self.names.fresh(&site.weights.name, "/evened");
-            self.patch.add_tensor(Tensor::floats(&name, &[outer, inner], &floats)?);
-            self.patch.rewire(site.position, 1, &name);
         }
         Ok(())
+    }
+
+    /// Puts the division into the product that makes what attention mixes, and into its bias.
+    fn fold_into_values(&mut self, input: &str, group: &[Site<'_>], factors: &[f64]) -> bool {
+        let inverse: Vec<f64> = factors.iter().map(|factor| 1.0 / factor).collect();
+        let columns = |position: usize| self.products.get(&position).map(Weights::columns);
+        let origin = value_path::origin(self.index, &self.shapes, input, group.len(), &inverse, columns);
+        let Some(origin) = origin else {
+            return false;
+        };
+        if let Some(weights) = self.products.get_mut(&origin.product) {
+            multiply(
+                weights.columns.get_or_insert_with(|| vec![1.0; origin.columns.len()]),
+                &origin.columns,
+            );
+        }
+        for added in origin.added {
+            let one = || (added.vector, vec![1.0; added.factors.len()]);
+            let (_, all) = self.sums.entry((added.sum, added.slot)).or_insert_with(one);
+            multiply(all, &added.factors);
+        }
+        true
+    }
+
+    /// Writes what was multiplied.
+    fn finish(mut self) -> Result<Patch, Error> {
+        for weights in self.products.values() {
+            let site = weights.site;
+            if let Some(floats) = weights.multiplied() {
+                let name = self.names.fresh(&site.weights.name, "/evened");
+                self.patch
+                    .add_tensor(Tensor::floats(&name, &site.weights.dims, &floats)?);
+                self.patch.rewire(site.position, 1, &name);
+            }
+            if let (Some(bias), Some(columns)) = (site.bias, &weights.columns) {
+                self.sums.insert((site.position, 2), (bias, columns.clone()));
+            }
+        }
+        for ((position, slot), (vector, factors)) in &self.sums {
+            let floats = vector.to_floats().unwrap_or_default();
+            let floats = floats.iter().zip(factors);
+            let floats: Vec<f32> = floats
+                .map(|(value, factor)| (f64::from(*value) * factor) as f32)
+                .collect();
+            let name = self.names.fresh(&vector.name, "/evened");
+            self.patch.add_tensor(Tensor::floats(&name, &vector.dims, &floats)?);
+            self.patch.rewire(*position, *slot, &name);
+        }
+        Ok(self.patch)
     }
 
     /// Puts the division into the scale and bias of a normalization that alone feeds the products.
@@ -175,6 +298,10 @@ impl Rewrite<'_, '_> {
         }
         Ok(true)
     }
+}
+
+fn multiply(all: &mut [f64], factors: &[f64]) {
+    all.iter_mut().zip(factors).for_each(|(all, factor)| *all *= factor);
 }
 
 #[cfg(test)]
