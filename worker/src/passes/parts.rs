@@ -2,7 +2,7 @@
 //! Takes no more memory than it is given; computes with no element.
 
 use crate::onnx::{ElementType, Index, Node, Tensor, from_front};
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 /// Dimensions and bytes.
 pub(super) type Part = (Vec<usize>, Vec<u8>);
@@ -41,20 +41,22 @@ pub(super) fn sliced(index: &Index<'_>, node: &Node, data: &Tensor, room: &mut u
     let dims: Vec<usize> = kept.iter().map(|(range, step)| range.len().div_ceil(*step)).collect();
     let width = width(data.element)?;
     take(room, &dims, width)?;
-    let (mut bytes, mut inner) = (data.bytes().to_vec(), width);
-    for (axis, (range, step)) in kept.into_iter().enumerate().rev() {
+    // From the front, so that what is cut off is never copied.
+    let mut bytes = Cow::Borrowed(data.bytes());
+    for (axis, (range, step)) in kept.into_iter().enumerate() {
         let size = data.dims[axis];
         if range.len() < size || step > 1 {
-            let rows = bytes.chunks_exact((size * inner).max(1));
-            let picked = rows.flat_map(|row| {
-                let places = range.clone().step_by(step);
-                places.flat_map(move |at| &row[at * inner..(at + 1) * inner])
-            });
-            bytes = picked.copied().collect();
+            let inner = data.dims[axis + 1..].iter().product::<usize>() * width;
+            let mut picked = Vec::new();
+            for row in bytes.chunks_exact((size * inner).max(1)) {
+                for at in range.clone().step_by(step) {
+                    picked.extend_from_slice(&row[at * inner..(at + 1) * inner]);
+                }
+            }
+            bytes = Cow::Owned(picked);
         }
-        inner *= dims[axis];
     }
-    Some((dims, bytes))
+    Some((dims, bytes.into_owned()))
 }
 
 /// What `node`, a `Concat`, makes of constants; none where one is not constant, or where that is more than `room` bytes, of which it takes

@@ -4,7 +4,7 @@ use crate::{
     onnx::{self, AttributeValue, Error, Function, Graph, Limits, Model, Node, Opset, Tensor, ValueInfo, wire::Rope},
     testing::Build,
 };
-use std::{os::unix::fs::symlink, path::Path, time::Instant};
+use std::{os::unix::fs::symlink, path::Path};
 
 fn message(outcome: Result<Model, Error>) -> String {
     match outcome.and_then(|model| onnx::check(&model, &Limits::default())) {
@@ -14,10 +14,8 @@ fn message(outcome: Result<Model, Error>) -> String {
 }
 
 fn refused(bytes: Vec<u8>, expected: &str) {
-    let started = Instant::now();
     let text = message(onnx::from_bytes(&bytes.into(), &Limits::default()));
     assert!(text.contains(expected), "{text}");
-    assert!(started.elapsed().as_secs() < 2, "took {:?}", started.elapsed());
 }
 
 /// A model file around encoded fields of a graph.

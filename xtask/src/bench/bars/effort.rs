@@ -27,7 +27,7 @@ pub(super) fn bars(task: Task, all: &[Contestant], baseline_bytes: u64, samples:
         bars.extend(wall(task, all, method));
         bars.extend(memory(all, method));
     }
-    bars.push(weight_only(all, baseline_bytes));
+    bars.extend(weight_only(all, baseline_bytes));
     bars.extend(constant(all, samples));
     bars.push(failures(all));
     bars
@@ -80,13 +80,14 @@ pub(super) fn most_without_data(baseline_bytes: u64) -> f64 {
     mebibytes(baseline_bytes) * WEIGHT_ONLY.0 + WEIGHT_ONLY.1
 }
 
-/// The heaviest of ours that read no data.
-fn weight_only(all: &[Contestant], baseline_bytes: u64) -> Bar {
-    let mine = all
-        .iter()
-        .filter(|one| one.is_ours() && !one.calibrated && one.broken().is_none())
+/// The heaviest of ours that read no data; none where all do.
+fn weight_only(all: &[Contestant], baseline_bytes: u64) -> Option<Bar> {
+    let mut mine = all.iter().filter(|one| one.is_ours() && !one.calibrated).peekable();
+    mine.peek()?;
+    let mine = mine
+        .filter(|one| one.broken().is_none())
         .max_by(|one, other| by(one.peak_mebibytes(), other.peak_mebibytes()));
-    Bar::new(
+    Some(Bar::new(
         "memory without data: 1.2 times the model and 64 MiB",
         mine.map_or("none", |mine| &mine.id),
         vec![Condition::new(
@@ -94,7 +95,7 @@ fn weight_only(all: &[Contestant], baseline_bytes: u64) -> Bar {
             Bound::AtMost(most_without_data(baseline_bytes)),
             mine.and_then(Contestant::peak_mebibytes),
         )],
-    )
+    ))
 }
 
 /// The one whose memory grows most with samples; none where no candidate reads any.
