@@ -1,6 +1,7 @@
 //! What tests share: small graphs written as expressions, reproducible numbers, and ONNX Runtime to compare with.
 
 pub(crate) mod graphs;
+mod spelled;
 
 use crate::{
     onnx::{self, AttributeValue, Dim, ElementType, Graph, Limits, Model, Node, Opset, Tensor, ValueInfo},

@@ -18,15 +18,6 @@ struct Exporter {
 }
 
 impl Exporter {
-    /// An operator whose axes were an attribute before operator set `since`.
-    fn along(&mut self, op_type: &str, since: i64, x: &str, axes: &[i64]) -> String {
-        if self.opset < since {
-            return self.b.node_with(op_type, &[x], &[("axes", A::Ints(axes.to_vec()))]);
-        }
-        let axes = self.b.ints(axes);
-        self.b.node(op_type, &[x, &axes])
-    }
-
     fn weights(&mut self, dims: &[usize], scale: f32) -> String {
         let seed = dims.iter().sum::<usize>() as u64 + u64::from(scale.to_bits());
         let values = noise(seed, dims.iter().product());
@@ -41,32 +32,10 @@ impl Exporter {
     }
 
     fn norm(&mut self, x: &str) -> String {
-        let mean = self.along("ReduceMean", 18, x, &[-1]);
-        let centred = self.b.node("Sub", &[x, &mean]);
-        let (two, small) = (self.b.scalar(2.0), self.b.scalar(1e-5));
-        let squares = self.b.node("Pow", &[&centred, &two]);
-        let variance = self.along("ReduceMean", 18, &squares, &[-1]);
-        let sum = self.b.node("Add", &[&variance, &small]);
-        let root = self.b.node("Sqrt", &[&sum]);
-        let even = self.b.node("Div", &[&centred, &root]);
         let mut scale = vec![1.0; WIDTH];
         scale[3] = 12.0;
         let (scale, bias) = (self.b.floats(&[WIDTH], &scale), self.weights(&[WIDTH], 0.3));
-        let scaled = self.b.node("Mul", &[&even, &scale]);
-        self.b.node("Add", &[&scaled, &bias])
-    }
-
-    fn gelu(&mut self, x: &str) -> String {
-        let (root, one, half) = (
-            self.b.scalar(std::f32::consts::SQRT_2),
-            self.b.scalar(1.0),
-            self.b.scalar(0.5),
-        );
-        let scaled = self.b.node("Div", &[x, &root]);
-        let erf = self.b.node("Erf", &[&scaled]);
-        let plus = self.b.node("Add", &[&erf, &one]);
-        let product = self.b.node("Mul", &[x, &plus]);
-        self.b.node("Mul", &[&product, &half])
+        self.b.spelled_norm(x, &scale, &bias)
     }
 
     fn softmax(&mut self, x: &str) -> String {
@@ -92,11 +61,11 @@ impl Exporter {
         let sum = self.b.node("Add", &[&x, &mixed]);
         let x = self.norm(&sum);
         let wide = self.product(&x, WIDTH, 2 * WIDTH);
-        let wide = self.gelu(&wide);
+        let wide = self.b.spelled_gelu(&wide);
         let narrow = self.product(&wide, 2 * WIDTH, WIDTH);
         let sum = self.b.node("Add", &[&x, &narrow]);
-        let pooled = self.along("ReduceSum", 13, &sum, &[1]);
-        let pooled = self.along("Squeeze", 13, &pooled, &[1]);
+        let pooled = self.b.along("ReduceSum", 13, &sum, &[1]);
+        let pooled = self.b.along("Squeeze", 13, &pooled, &[1]);
         let (w, bias) = (self.weights(&[32, WIDTH], 0.2), self.weights(&[32], 0.1));
         self.b
             .node_with("Gemm", &[&pooled, &w, &bias], &[("transB", A::Int(1))])

@@ -47,12 +47,7 @@ fn encoder(erf: bool) -> Model {
     let product = b.node("MatMul", &[&x, &w1]);
     let h = b.node("Add", &[&product, &b1]);
     let gelu = if erf {
-        let (root, one, half) = (b.scalar(std::f32::consts::SQRT_2), b.scalar(1.0), b.scalar(0.5));
-        let scaled = b.node("Div", &[&h, &root]);
-        let erf = b.node("Erf", &[&scaled]);
-        let plus = b.node("Add", &[&erf, &one]);
-        let product = b.node("Mul", &[&h, &plus]);
-        b.node("Mul", &[&product, &half])
+        b.spelled_gelu(&h)
     } else {
         let (three, k, root) = (b.scalar(3.0), b.scalar(0.044_715), b.scalar(0.797_884_6));
         let (one, half) = (b.scalar(1.0), b.scalar(0.5));

@@ -224,7 +224,7 @@ impl Growing {
             }
             S::Gemm => (self.gemm(&x, width, way), width),
             S::Activation => (self.b.node(["Relu", "Tanh", "Sigmoid"][way % 3], &[&x]), width),
-            S::Gelu => (self.gelu(&x), width),
+            S::Gelu => (self.b.spelled_gelu(&x), width),
             S::Norm => {
                 let (scale, bias) = (self.about(&[width], 1.0), self.about(&[width], 0.0));
                 (self.b.node("LayerNormalization", &[&x, &scale, &bias]), width)
@@ -277,39 +277,9 @@ impl Growing {
         self.b.node("Reshape", &[&y, &back])
     }
 
-    fn gelu(&mut self, x: &str) -> String {
-        let (root, one, half) = (
-            self.b.scalar(std::f32::consts::SQRT_2),
-            self.b.scalar(1.0),
-            self.b.scalar(0.5),
-        );
-        let scaled = self.b.node("Div", &[x, &root]);
-        let erf = self.b.node("Erf", &[&scaled]);
-        let plus = self.b.node("Add", &[&erf, &one]);
-        let product = self.b.node("Mul", &[x, &plus]);
-        self.b.node("Mul", &[&product, &half])
-    }
-
-    fn mean(&mut self, x: &str) -> String {
-        if self.opset < 18 {
-            return self.b.node_with("ReduceMean", &[x], &[("axes", A::Ints(vec![-1]))]);
-        }
-        let axes = self.b.ints(&[-1]);
-        self.b.node("ReduceMean", &[x, &axes])
-    }
-
     fn written_norm(&mut self, x: &str, width: usize) -> String {
-        let mean = self.mean(x);
-        let centred = self.b.node("Sub", &[x, &mean]);
-        let (two, small) = (self.b.scalar(2.0), self.b.scalar(1e-5));
-        let squares = self.b.node("Pow", &[&centred, &two]);
-        let variance = self.mean(&squares);
-        let sum = self.b.node("Add", &[&variance, &small]);
-        let root = self.b.node("Sqrt", &[&sum]);
-        let even = self.b.node("Div", &[&centred, &root]);
         let (scale, bias) = (self.about(&[width], 1.0), self.about(&[width], 0.0));
-        let scaled = self.b.node("Mul", &[&even, &scale]);
-        self.b.node("Add", &[&scaled, &bias])
+        self.b.spelled_norm(x, &scale, &bias)
     }
 
     /// There and back again, with a target that is computed from the shape.
