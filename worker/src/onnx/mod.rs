@@ -46,5 +46,5 @@ pub use self::{
     normalize::{Normalized, normalize, prune, rename, settle},
     opset::{TARGET_OPSET, Upgraded, upgrade},
     patch::{Names, Patch, apply, rewrite, rewrite_main},
-    shapes::{Shapes, Size, from_front, permutation},
+    shapes::{Shapes, Size, from_front, permutation, within},
 };

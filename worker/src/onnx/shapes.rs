@@ -305,7 +305,7 @@ impl<'g> Shapes<'g> {
                 let bound = |name: &str, default: i64| -> Option<usize> {
                     let rank = i64::try_from(shape.len()).ok()?;
                     let bound = node.int(name, default)?;
-                    usize::try_from((if bound < 0 { bound + rank } else { bound }).clamp(0, rank)).ok()
+                    usize::try_from(within(bound, rank)).ok()
                 };
                 let (from, to) = (bound("start", 0)?, bound("end", i64::MAX)?);
                 Some(shape[from..to.max(from)].to_vec())
@@ -332,7 +332,7 @@ impl<'g> Shapes<'g> {
                 let [start, end] = [self.ints(node, 1)?, self.ints(node, 2)?].map(|list| list.first().copied());
                 let step = node.input(4).map_or(Some(1), |_| self.ints(node, 4)?.first().copied());
                 let length = i64::try_from(data.len()).ok()?;
-                let clamp = |at: i64| usize::try_from((if at < 0 { at + length } else { at }).clamp(0, length)).ok();
+                let clamp = |at: i64| usize::try_from(within(at, length)).ok();
                 let (from, to) = (clamp(start?)?, clamp(end?)?);
                 (step == Some(1)).then(|| data[from..to.max(from)].to_vec())
             }
@@ -456,8 +456,7 @@ impl<'g> Shapes<'g> {
                 // Exporters write "all" like this, and no open dimension is longer.
                 (size, Some(0), Some(ALL..), Some(1)) => size,
                 (Known(size), Some(start), Some(end), Some(step @ 1..)) => {
-                    let clamp = |at: i64| (if at < 0 { at + size } else { at }).clamp(0, size);
-                    Known((clamp(end) - clamp(start)).max(0).checked_add(step - 1)? / step)
+                    Known((within(end, size) - within(start, size)).max(0).checked_add(step - 1)? / step)
                 }
                 // Bounds that are found at run time leave the other dimensions as they are.
                 _ => self.unknown(),
@@ -520,6 +519,11 @@ fn known(size: Size) -> Option<i64> {
         Known(size) => Some(size),
         Same(_) => None,
     }
+}
+
+/// A bound of a slice that runs forwards, along a dimension of `size`: counted from the back where it is negative, and never beyond the ends.
+pub fn within(bound: i64, size: i64) -> i64 {
+    (if bound < 0 { bound + size } else { bound }).clamp(0, size.max(0))
 }
 
 /// An axis counted from the front; none outside `rank`.

@@ -1,7 +1,7 @@
 //! Constant tensors cut and joined, as exporters do with the gates of recurrent operators: what `Slice` and `Concat` make of them, exactly.
 //! Takes no more memory than it is given; computes with no element.
 
-use crate::onnx::{ElementType, Index, Node, Tensor, from_front};
+use crate::onnx::{ElementType, Index, Node, Tensor, from_front, within};
 use std::{borrow::Cow, ops::Range};
 
 /// Dimensions and bytes.
@@ -28,11 +28,8 @@ pub(super) fn sliced(index: &Index<'_>, node: &Node, data: &Tensor, room: &mut u
     for (at, &axis) in along.iter().enumerate() {
         let axis = from_front(axis, data.dims.len())?;
         let size = i64::try_from(data.dims[axis]).ok()?;
-        let clamp = |bound: i64| {
-            let bound = if bound < 0 { bound.saturating_add(size) } else { bound };
-            usize::try_from(bound.clamp(0, size)).ok()
-        };
-        let (from, to) = (clamp(starts[at])?, clamp(ends[at])?);
+        let bound = |bound: i64| usize::try_from(within(bound, size)).ok();
+        let (from, to) = (bound(starts[at])?, bound(ends[at])?);
         kept[axis] = (
             from..to.max(from),
             usize::try_from(steps[at]).ok().filter(|&step| step > 0)?,
