@@ -65,16 +65,16 @@ impl<'k> Quantization<'k> {
         if let (Some((products, count)), Some(otherwise)) = (raised, self.otherwise()) {
             reports.push(products.raise(model, count, otherwise, &mut recovering)?);
         }
-        reports.push(match self.form {
-            Form::Integers(settings, observed) => match settings.mode {
+        match self.form {
+            Form::Integers(settings, observed) => reports.push(match settings.mode {
                 Mode::Dynamic => quantize_dynamic::apply_recovering(model, settings, &mut recovering)?,
                 Mode::Static => quantize_static::apply_recovering(model, settings, observed, &mut recovering)?,
-            },
-            Form::Blocks(settings) => quantize_blocks::apply(model, settings, &mut recovering)?,
-        });
-        if let Form::Blocks(_) = self.form {
-            // What has no blocks: rows that can't be cut evenly, and those that are sliced out.
-            reports.push(quantize_tables::apply(model)?);
+            }),
+            Form::Blocks(settings) => {
+                reports.push(quantize_blocks::apply(model, settings, &mut recovering)?);
+                // What has no blocks: rows that can't be cut evenly, and those that are sliced out.
+                reports.push(quantize_tables::apply(model)?);
+            }
         }
         reports.extend(recovering.finish()?);
         Ok(reports)

@@ -24,7 +24,7 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
     let shared = read_otherwise(model);
     rewrite(model, |index| {
         for (position, node) in index.graph.nodes.iter().enumerate() {
-            let Some(table) = table(index, node).or_else(|| cut(index, node)) else {
+            let Some(table) = rows_of(index, node) else {
                 continue;
             };
             if let Some(why) = node.pinned {
@@ -62,12 +62,17 @@ fn read_otherwise(model: &Model) -> HashSet<String> {
     let mut names = HashSet::new();
     for index in Index::all(&model.graph) {
         for node in &index.graph.nodes {
-            let rows = usize::from(table(&index, node).or_else(|| cut(&index, node)).is_some());
+            let rows = usize::from(rows_of(&index, node).is_some());
             names.extend(node.inputs.iter().skip(rows).cloned());
         }
         names.extend(index.graph.outputs.iter().map(|output| output.name.clone()));
     }
     names
+}
+
+/// The constant matrix of which `node` reads whole rows.
+fn rows_of<'g>(index: &Index<'g>, node: &Node) -> Option<&'g Tensor> {
+    table(index, node).or_else(|| cut(index, node))
 }
 
 /// The constant matrix of which `node`, a `Gather`, picks whole rows.
