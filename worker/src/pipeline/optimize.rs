@@ -29,7 +29,7 @@ pub(super) const MODEL: &str = "model";
 pub(super) const NOTE: &str = "optimize.json";
 
 /// Rows that are run at once for calibration.
-const BATCH: usize = 8;
+pub(super) const BATCH: usize = 8;
 
 /// What `optimize` tells `publish`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,7 +86,8 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         limits,
         given,
     };
-    let report = together(|batch| {
+    let at_once = feed.as_ref().map_or(1, Feed::batch_limit).min(BATCH);
+    let report = together(at_once, |batch| {
         most.set(batch);
         optimize::optimize(&runtime, &request, &open, &mut progress)
     });
@@ -128,14 +129,15 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
     write_note(&out.join(NOTE), &note)
 }
 
-/// What `attempt` gives with [`BATCH`] rows at once, or with one where the model does not run on more: many an exporter leaves the first dimension
+/// What `attempt` gives with `at_once` rows at once, or with one where the model does not run on more: many an exporter leaves the first dimension
 /// free and writes the batch of its example into a `Reshape`.
 pub(super) fn together<T>(
+    at_once: usize,
     mut attempt: impl FnMut(usize) -> std::result::Result<T, optimize::Error>,
 ) -> std::result::Result<T, optimize::Error> {
-    match attempt(BATCH) {
-        Err(optimize::Error::Calibration(calibrate::Error::Session(error))) => {
-            tracing::warn!("calibration rows are run one at a time, because {BATCH} at once fail: {error}");
+    match attempt(at_once) {
+        Err(optimize::Error::Calibration(calibrate::Error::Session(error))) if at_once > 1 => {
+            tracing::warn!("calibration rows are run one at a time, because {at_once} at once fail: {error}");
             attempt(1)
         }
         first => first,
