@@ -40,6 +40,7 @@ mod region;
 mod saturation;
 mod site;
 pub mod smooth;
+mod static_plan;
 mod value_path;
 mod weights;
 mod windows;

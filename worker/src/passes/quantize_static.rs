@@ -3,71 +3,30 @@
 //! Convolution fuses only as DQ(x), DQ(w), DQ(int32 bias) -> Conv (-> Relu | Clip) -> Q, so its output is quantized too, and so is what
 //! lies between convolutions where that saves conversions; a matrix product is written as the operator that takes its bias along and
 //! keeps float outputs, so it is not rounded; with [`Format::Qdq`] it is a float product between Dequantize nodes, too. Everything else is
-//! left float. `taps` chooses the tensors whose ranges are needed, `apply` rewrites once those are known.
+//! left float. `taps` names the tensors whose ranges are needed, `apply` rewrites once those are known; [`static_plan`](super::static_plan)
+//! says what is quantized, and this how it is written.
 
 use super::{
     Activations, Error, Format, Granularity, Quantize, Report, convolution,
     layout::{self, Layout, Packed},
-    logarithm,
     product::{self, Product},
     quantize_dynamic, quantize_lstm,
     recovery::{self, Recovering},
-    region::{self, Member, Rounding},
-    saturation,
+    region::{Member, Rounding},
     site::{Kind, Site, sites},
+    static_plan::Plan,
     weights::{self, Affine},
 };
 use crate::{
-    calibrate::{Observed, Range},
+    calibrate::Observed,
     onnx::{Index, Model, Names, Node, Patch, Tensor, rewrite, shown},
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+pub use super::static_plan::taps;
 
 /// Name in reports.
 pub(crate) const NAME: &str = "quantize-static";
-/// From here on `QuantizeLinear` may name its type. ONNX Runtime 1.32 does where it moves one across a `Reshape` of its own, which it puts
-/// around a product of more than two dimensions and its sum, and then trips over it when it turns Int8 into the faster `UInt8`.
-const TYPED_QUANTIZE_OPSET: i64 = 21;
-
-/// Tensors whose ranges [`apply`] needs: inputs of all sites, outputs of convolutions, and what operators between them read and make.
-pub fn taps(model: &Model) -> Vec<String> {
-    let index = Index::new(&model.graph);
-    let sites = chosen(&index, &mut Report::new(NAME));
-    let members = region::candidates(&index, &sites);
-    let taps: BTreeSet<&str> = sites
-        .iter()
-        .map(Site::input)
-        .chain(members.iter().flat_map(Member::inputs))
-        .chain(ranged(&index, &sites, &members))
-        .collect();
-    taps.into_iter().map(str::to_owned).collect()
-}
-
-/// The sites that pay with integers.
-fn chosen<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>> {
-    let mut chosen = sites(index, report);
-    let logarithms = logarithm::feeding(index);
-    chosen.retain(|site| {
-        let slow = (site.kind == Kind::Conv).then(|| convolution::slow(site)).flatten();
-        let why = slow.or_else(|| logarithms.contains(site.node.output()).then_some(logarithm::WHY));
-        if let Some(why) = why {
-            report.leave(site.node, why);
-        }
-        why.is_none()
-    });
-    chosen
-}
-
-/// Values that integer kernels make with a range of their own.
-fn ranged<'g>(index: &Index<'g>, sites: &[Site<'g>], members: &[Member<'g>]) -> Vec<&'g str> {
-    let convolutions = sites.iter().filter(|site| site.kind == Kind::Conv);
-    let members = members.iter().filter(|member| member.rounding != Rounding::Kept);
-    convolutions
-        .map(|site| site.result(index).1)
-        .chain(members.flat_map(|member| member.outputs(index)))
-        .collect()
-}
-
 /// Quantizes every site whose tensors have a usable range, weights to the nearest step.
 pub fn apply(model: &mut Model, settings: &Quantize, observed: &BTreeMap<String, Observed>) -> Result<Report, Error> {
     apply_recovering(model, settings, observed, &mut Recovering::default())
@@ -87,7 +46,8 @@ pub fn apply_recovering(
         if index.in_body() {
             body(index, settings, &mut layout, recovering, &mut report)?;
         } else {
-            main(index, settings, opset, observed, &mut layout, recovering, &mut report)?;
+            let plan = Plan::new(index, settings, opset, observed, &mut report);
+            report.changed += main(&plan, index, settings, &mut layout, recovering)?;
             lstms(index, settings, &mut layout, &mut report)?;
         }
         Ok::<_, Error>(layout.take_patch(NAME))
@@ -145,100 +105,34 @@ fn lstms(index: &Index<'_>, settings: &Quantize, layout: &mut Layout, report: &m
 
 /// Quantizes the main graph, as a patch of `layout`.
 fn main(
+    plan: &Plan<'_, '_>,
     index: &Index<'_>,
     settings: &Quantize,
-    opset: i64,
-    observed: &BTreeMap<String, Observed>,
     layout: &mut Layout,
     recovering: &mut Recovering<'_>,
-    report: &mut Report,
-) -> Result<(), Error> {
-    let mut sites = chosen(index, report);
-    let mut members = region::candidates(index, &sites);
-    if settings.activations == Activations::Int8 {
-        // ONNX Runtime turns signed values into the unsigned ones that its convolutions want, but not past a node that takes bytes itself.
-        members.retain(|member| !member.node.is("Pad"));
-    }
-    let floors: BTreeMap<&str, f32> = ranged(index, &sites, &members)
-        .into_iter()
-        .map(|output| (output, saturation::floor(index, output)))
-        .collect();
-    let answers: BTreeSet<&str> = index.graph.outputs.iter().map(|output| output.name.as_str()).collect();
-    let peaks: BTreeSet<&str> = floors
-        .keys()
-        .copied()
-        .filter(|output| saturation::feeds_maximum(index, output))
-        .collect();
-    let affine = |name: &str| {
-        let seen = observed.get(name)?;
-        // What leaves the model is an answer: it is never cut where an answer may lie.
-        let Range { min, max } = if answers.contains(name) { seen.reach } else { seen.range };
-        let min = floors.get(name).map_or(min, |floor| min.max(*floor));
-        let max = if peaks.contains(name) {
-            max.max(seen.full.max)
-        } else {
-            max
-        };
-        weights::affine(Range { min, max }, settings.activations)
-    };
-    sites.retain(|site| {
-        let narrow = std::iter::once(site.input())
-            .chain((site.kind == Kind::Conv).then(|| site.result(index).1))
-            .find(|name| affine(name).is_none());
-        if let Some(name) = narrow {
-            report.leave(
-                site.node,
-                format!("{} is zero or nearly so in all calibration data", shown(name)),
-            );
-        }
-        narrow.is_none()
-    });
-    let matrix = |site: &Site<'_>| observed.get(site.input()).is_some_and(|seen| seen.rank == Some(2));
-    if settings.activations == Activations::Int8 && opset >= TYPED_QUANTIZE_OPSET {
-        sites.retain(|site| {
-            let loads = site.sum.is_none() || matrix(site);
-            if !loads {
-                report.leave(
-                    site.node,
-                    "ONNX Runtime fails to load this product and its sum with activations Int8 at operator set 21 and newer: use UInt8",
-                );
-            }
-            loads
-        });
-    }
-    members.retain(|member| {
-        let own = member.outputs(index).filter(|_| member.rounding != Rounding::Kept);
-        member.inputs().chain(own).all(|name| affine(name).is_some())
-    });
-    let members = region::grow(index, &sites, members, settings.integer_ends, |member| {
-        report.leave(
-            member.node,
-            "with integers, more values around it would have to be converted",
-        );
-    });
+) -> Result<usize, Error> {
+    let (affine, activations) = (|name: &str| plan.affine(name), HashMap::new());
     let mut rewrite = Rewrite {
         index,
         settings,
         layout,
-        activations: HashMap::new(),
+        activations,
         written: HashSet::new(),
         recovering,
     };
-    rewrite.outputs(&sites, &members, &affine)?;
-    for member in &members {
+    rewrite.outputs(&plan.sites, &plan.members, &affine)?;
+    for member in &plan.members {
         rewrite.member(member, &affine)?;
-        report.changed += 1;
     }
-    for site in &sites {
-        let rank = observed.get(site.input()).and_then(|observed| observed.rank);
+    for site in &plan.sites {
+        let rank = plan.rank(site.input());
         if site.kind == Kind::Conv || settings.activations == Activations::Int8 || settings.format == Format::Qdq {
             rewrite.between(site, rank == Some(2), &affine)?;
         } else {
             rewrite.product(site, rank, &affine)?;
         }
-        report.changed += 1;
     }
-    Ok(())
+    Ok(plan.members.len() + plan.sites.len())
 }
 
 /// A quantized activation.
