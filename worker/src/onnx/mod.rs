@@ -5,6 +5,7 @@
 //! [`Patch`].
 
 mod beside;
+mod carried;
 mod check;
 mod decode;
 mod decode_tensor;

@@ -4,6 +4,7 @@
 //! between bodies of control flow, nothing is dead, and no type is noted that could be stale.
 
 use super::{
+    carried,
     error::Error,
     index::captured,
     model::{AttributeValue, Graph, Model, Node, Tensor, ValueInfo, visit_graphs},
@@ -23,6 +24,8 @@ pub struct Normalized {
     pub constants_lifted: usize,
     /// Values inside bodies that got another name, because a value elsewhere has it too.
     pub values_renamed: usize,
+    /// Values that loops carried around unchanged.
+    pub no_longer_carried: usize,
     /// Initializers of bodies that became the main graph's.
     pub brought_home: usize,
     /// Nodes that got a (new) name.
@@ -44,6 +47,7 @@ pub fn normalize(model: &mut Model) -> Result<Normalized, Error> {
     model.ir_version = model.ir_version.max(INITIALIZERS_ALONE_IR);
     lift_constants(&mut model.graph, &mut done.constants_lifted)?;
     done.values_renamed = tell_apart(&mut model.graph);
+    done.no_longer_carried = carried::read_from_outside(&mut model.graph);
     let mut home = Vec::new();
     for node in &mut model.graph.nodes {
         node.bodies_mut().for_each(|body| bring_home(body, &mut home));
