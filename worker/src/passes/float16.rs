@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 const NAME: &str = "float16";
 /// How much further than what was seen other inputs may reach.
 const ROOM: f32 = 2.0;
+/// Weights from which on it counts that they would be kept twice.
+const MANY: usize = 1024;
 /// Operators whose weights are summed up in products, so that what is far below the largest of them does not count.
 const PRODUCTS: [&str; 7] = ["Conv", "ConvTranspose", "GRU", "Gather", "Gemm", "LSTM", "MatMul"];
 
@@ -94,6 +96,12 @@ impl Floats<'_, '_> {
         uses.any(|usage| usage.slot == Some(0) && self.index.graph.nodes[usage.node].is("MatMul"))
     }
 
+    /// Whether `value` is constant, large, and read by the body of a control-flow node.
+    fn in_body(&self, value: &str) -> bool {
+        self.constant(value).is_some_and(|tensor| tensor.len() >= MANY)
+            && self.index.uses(value).iter().any(|usage| usage.slot.is_none())
+    }
+
     /// Why `node` stays in 32 bits; none if it need not.
     fn refuse(&self, node: &Node) -> Option<String> {
         let known = match node.domain.as_str() {
@@ -128,6 +136,12 @@ impl Floats<'_, '_> {
                 )
             })
         });
+        if let Some(twice) = node.inputs.iter().find(|input| self.in_body(input)) {
+            return Some(format!(
+                "a body, which is computed in 32 bits, reads {} too: it would be in the file twice",
+                shown(twice)
+            ));
+        }
         let summed = node.domain.is_empty() && PRODUCTS.contains(&node.op_type.as_str());
         far.or_else(|| {
             let mut constants = node.inputs.iter().filter_map(|input| self.constant(input));
@@ -292,6 +306,37 @@ mod tests {
         assert!(difference > 0.0 && difference < 2e-3, "{difference}");
         let bytes = |model: &Model| crate::onnx::to_bytes(model).len();
         assert!(bytes(&half) * 100 < bytes(&float) * 55);
+    }
+
+    #[test]
+    fn weights_that_a_body_reads_too_are_not_kept_twice() {
+        let branch = || {
+            let mut b = Build::inside(17, 1);
+            let y = b.node("MatMul", &["x", "shared"]);
+            AttributeValue::Graph(Box::new(b.body(&[&y])))
+        };
+        let mut b = Build::opset(17);
+        let x = b.input("x", &[-1, 64]);
+        let (limit, own) = (b.scalar(2.0), b.weights(&[64, 64]));
+        b.named("shared", &[64, 64]);
+        let product = b.node("MatMul", &[&x, "shared"]);
+        let h = b.node("MatMul", &[&product, &own]);
+        let sum = b.node("ReduceSum", &[&x]);
+        let scalar = b.ints(&[]);
+        let sum = b.node("Reshape", &[&sum, &scalar]);
+        let choice = b.node("Less", &[&sum, &limit]);
+        let branches = [("then_branch", branch()), ("else_branch", branch())];
+        let either = b.node_with("If", &[&choice], &branches);
+        let float = b.finish(&[&h, &either]);
+        let (half, report) = halved(&float, 1.0);
+        assert!(
+            report.left.iter().any(|left| left.why.contains("in the file twice")),
+            "{report:?}"
+        );
+        let bytes = |model: &Model| crate::onnx::to_bytes(model).len();
+        assert!(bytes(&half) * 100 < bytes(&float) * 80);
+        let (before, after) = (run(&float, &rows(1.0)), run_optimized(&half, &rows(1.0)).0);
+        assert!(relative_difference(&before, &after) < 2e-3);
     }
 
     #[test]
