@@ -264,20 +264,25 @@ fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Res
         return Ok(shape);
     }
     let mut fixed = 1_usize;
-    let mut free = 0;
+    let mut free = Vec::new();
     for dim in dims {
         match dim {
             Dim::Fixed(size) => fixed = fixed.saturating_mul(usize::try_from(*size).unwrap_or(0)),
-            _ => free += 1,
+            dim => free.push(dim),
         }
     }
-    let fits = match free {
-        0 => fixed == width,
-        1 => fixed > 0 && width.is_multiple_of(fixed),
-        _ => false,
+    let size = match free.as_slice() {
+        [] => (fixed == width).then_some(1),
+        _ if fixed == 0 || !width.is_multiple_of(fixed) => None,
+        [_] => Some(width / fixed),
+        // As many positions as there are, each with each.
+        [first @ Dim::Named(_), others @ ..] if others.iter().all(|other| other == first) => {
+            root(width / fixed, free.len())
+        }
+        _ => None,
     };
-    if !fits {
-        let way_out = if free > 1 {
+    let Some(size) = size else {
+        let way_out = if free.len() > 1 {
             ": give the shape of a row in data.inputs[].shape"
         } else {
             ""
@@ -286,14 +291,31 @@ fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Res
             "a row has {width} numbers, the model takes [{}] a row{way_out}",
             sizes(dims)
         ));
-    }
+    };
     for dim in dims {
         shape.push(match dim {
             Dim::Fixed(size) => usize::try_from(*size).unwrap_or(0),
-            _ => width / fixed,
+            _ => size,
         });
     }
     Ok(shape)
+}
+
+/// The size of which `count` dimensions hold `elements`, if there is one.
+fn root(elements: usize, count: usize) -> Option<usize> {
+    let power = u32::try_from(count).ok()?;
+    let holds = |size: usize| size.checked_pow(power).unwrap_or(usize::MAX);
+    // Halving: the largest size that holds no more.
+    let (mut low, mut high) = (0, elements.saturating_add(1));
+    while high - low > 1 {
+        let middle = low.midpoint(high);
+        if holds(middle) <= elements {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    (holds(low) == elements).then_some(low)
 }
 
 /// What is declared, for people.

@@ -78,6 +78,49 @@ fn rows_take_the_declared_shape() {
     assert_eq!((one.batch_limit(), one.batches(8).count()), (1, 3));
 }
 
+/// As models have them that are given distances from each position to each.
+#[test]
+fn dimensions_of_one_name_have_one_size() {
+    let seq = || Dim::Named("seq".into());
+    let ends = vec![2, 5];
+    let columns = |distances: Vec<usize>| {
+        vec![
+            ("ids", Number::UInt8, None, &[1, 2, 3, 4, 5][..], ends.clone()),
+            ("far", Number::UInt8, None, &[7; 13][..], distances),
+        ]
+    };
+    let input = |name: &str, dims| Input {
+        name: name.into(),
+        element: ElementType::Int64,
+        dims: Some(dims),
+    };
+    let inputs = || {
+        vec![
+            input("ids", vec![batch(), seq()]),
+            input("far", vec![batch(), seq(), seq()]),
+        ]
+    };
+    let folder = folder_of(columns(vec![4, 13]));
+    let feed = Feed::open(folder.path(), inputs()).unwrap();
+    for (row, size) in [(0, 2), (1, 3)] {
+        assert_eq!(feed.tensors([row]).unwrap()[1].dims, [1, size, size]);
+    }
+    // Eight is no square, nine is not that of two, and sizes of two names are anyone's guess.
+    for (ends, last, said) in [
+        (vec![8, 13], seq(), "give the shape of a row"),
+        (vec![9, 13], seq(), "share the dimension"),
+        (vec![4, 13], Dim::Named("other".into()), "give the shape of a row"),
+    ] {
+        let folder = folder_of(columns(ends));
+        let inputs = vec![
+            input("ids", vec![batch(), seq()]),
+            input("far", vec![batch(), seq(), last]),
+        ];
+        let message = Feed::open(folder.path(), inputs).unwrap_err().message;
+        assert!(message.contains(said), "{message}");
+    }
+}
+
 #[test]
 fn scalars_feed_models_that_take_one_number_a_row() {
     let folder = staged(

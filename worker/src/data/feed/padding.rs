@@ -99,6 +99,13 @@ impl Feed {
         let Some(axis) = self.shared(bound, mask)? else {
             return Ok(None);
         };
+        let own = free(bound);
+        let name = own.iter().find(|(at, _)| *at == axis).and_then(|(_, name)| *name);
+        if name.is_some() && own.iter().filter(|(_, own)| *own == name).count() > 1 {
+            let problem = "it has the dimension of the padding mask more than once, and padding is cut off from one: give rows without padding, \
+                           or leave paddingMask out to calibrate with the padding";
+            return Err(binding(source, problem.to_owned()));
+        }
         if source.given {
             let problem =
                 "its rows have one given shape, and those of the padding mask are cut to their length: remove shape";

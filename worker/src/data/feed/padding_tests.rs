@@ -189,6 +189,18 @@ fn what_shares_the_dimension_must_be_as_long_and_must_not_have_a_shape() {
         "{}",
         failure.message
     );
+    let (mask, far) = (
+        padded(0, &[3, 3, 3, 3, 6], ones),
+        (vec![1; 72], vec![9, 18, 27, 36, 72]),
+    );
+    let folder = folder_of(vec![column("mask", &mask), column("far", &far)]);
+    let inputs = vec![takes("mask", &[tokens()]), takes("far", &[tokens(), tokens()])];
+    let failure = Feed::open(folder.path(), inputs)
+        .unwrap()
+        .without_padding("mask")
+        .unwrap_err();
+    assert!(failure.message.contains("more than once"), "{}", failure.message);
+    let mask = padded(0, &[4; 5], ones);
     let square = Dim::Fixed(2);
     let pairs = (vec![5; 40], (1..=5).map(|row| row * 8).collect());
     let mut shaped = column("ids", &pairs);
