@@ -345,7 +345,7 @@ pub struct CalibrationMethod {
         schemars(length(max = 16), regex(pattern = r"^(100(\.0{1,9})?|[5-9][0-9](\.[0-9]{1,9})?)$"))
     )]
     pub percentile: Option<String>,
-    /// Share of its distance by which each run moves the average with method `MovingAverage`, 0.0001 to 1. Default 0.01.
+    /// Share of its distance by which each run moves the average with method `MovingAverage`, 0.0001 to 1; the first runs by more, so that it is their mean. Default 0.01.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "kube",
