@@ -3,6 +3,7 @@
 //! Has the credentials for pulling and sees everything, so it never loads a model. What it leaves for the others is
 //! complete or not there.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use assayer_crds::contract::{MakePlan, MeasurePlan, ModelSource};
@@ -127,7 +128,8 @@ fn model(source: &ModelSource, name: &str, into: &Path, layout: &Layout, access:
     })
 }
 
-/// Fetches a data set into a folder inside `beside`, reads it and removes it again; with the digest over its files.
+/// Reads a data set, with the digest over its files. A local file is read where it lies; what else there is, is fetched into a folder inside
+/// `beside` and removed again.
 fn with_data<T>(
     uri: &str,
     beside: &Path,
@@ -135,6 +137,9 @@ fn with_data<T>(
     access: &Access,
     read: impl FnOnce(&Path) -> Result<T, Failure>,
 ) -> Result<(T, Digest)> {
+    if let Some(file) = storage::local_file(uri, layout.is_local())? {
+        return in_place(uri, &file, read);
+    }
     let scratch = beside.join(SCRATCH);
     clear(&scratch)?;
     let fetched = fetch(uri, &scratch, layout, access)?;
@@ -144,6 +149,37 @@ fn with_data<T>(
     Ok((result?, fetched.model_digest))
 }
 
+/// Reads a file while a second thread takes its digest. A file that changes meanwhile is refused: the digest could be another's.
+fn in_place<T>(uri: &str, file: &Path, read: impl FnOnce(&Path) -> Result<T, Failure>) -> Result<(T, Digest)> {
+    let name = file.file_name().and_then(|name| name.to_str());
+    storage::single(file.parent().unwrap_or(file), "parquet", name, uri)?;
+    let stamp = || {
+        let found = std::fs::metadata(file).map_err(|error| disk("inspect", file, &error))?;
+        let (modified, changed) = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
+        Ok::<_, Failure>((found.dev(), found.ino(), found.len(), modified, changed))
+    };
+    let before = stamp()?;
+    let (result, described) = std::thread::scope(|scope| {
+        let described = scope.spawn(|| storage::describe(file));
+        let result = read(file);
+        let described = described.join();
+        (
+            result,
+            described.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        )
+    });
+    let (result, described) = (result?, described?);
+    if stamp()? != before {
+        let reason = "it changed while it was read: try again once nothing writes to it".to_owned();
+        return Err(Error::Refused {
+            uri: uri.to_owned(),
+            reason,
+        }
+        .into());
+    }
+    Ok((result, described.model_digest))
+}
+
 fn fetch(uri: &str, into: &Path, layout: &Layout, access: &Access) -> Result<Fetched> {
     block_on(storage::fetch(uri, into, layout.is_local(), access))
 }
@@ -151,4 +187,30 @@ fn fetch(uri: &str, into: &Path, layout: &Layout, access: &Access) -> Result<Fet
 /// Says which field of the plan a failure is about.
 fn about(what: &str, failure: &Failure) -> Failure {
     crate::failure::failure(failure.class, &failure.reason, format!("{what}: {}", failure.message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("rows.parquet");
+        std::fs::write(&file, "rows").unwrap();
+        let (read, digest) = in_place("u", &file, |file| Ok(std::fs::read(file).unwrap())).unwrap();
+        assert_eq!(
+            (read.as_slice(), &digest),
+            (&b"rows"[..], &storage::describe(&file).unwrap().model_digest)
+        );
+        let changed = in_place("u", &file, |file| {
+            std::fs::write(file, "more rows").unwrap();
+            Ok(())
+        });
+        assert!(changed.unwrap_err().message.contains("it changed while it was read"));
+        let other = folder.path().join("rows.csv");
+        std::fs::write(&other, "rows").unwrap();
+        let refused = in_place("u", &other, |_| Ok(())).unwrap_err();
+        assert!(refused.message.contains("no *.parquet"), "{}", refused.message);
+    }
 }

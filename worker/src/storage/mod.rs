@@ -78,6 +78,25 @@ pub async fn fetch(uri: &str, into: &Path, local: bool, access: &Access) -> Resu
     })
 }
 
+/// The regular file of the user's own machine that `uri` names, if it names one: it can be read where it lies.
+pub fn local_file(uri: &str, local: bool) -> Result<Option<PathBuf>, Error> {
+    match Source::parse(uri, local)? {
+        Source::Path(path) if path.is_file() => Ok(Some(path)),
+        Source::Path(_) | Source::Artifact(..) => Ok(None),
+    }
+}
+
+/// What [`fetch`] says of a single local file, which stays where it is.
+pub fn describe(file: &Path) -> Result<Fetched, Error> {
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let files = vec![files::hash(file, name.to_owned())?];
+    Ok(Fetched {
+        artifact_digest: None,
+        model_digest: model_digest(&files),
+        files,
+    })
+}
+
 /// Publishes a packed artifact under `tag` and reads its manifest back.
 pub async fn push(packed: &Packed, location: &Location, tag: &str, access: &Access) -> Result<Pushed, Error> {
     check_tag(tag)?;
@@ -180,6 +199,11 @@ mod tests {
             .unwrap();
         assert_eq!(fetched.files[0].path, "model.onnx");
         assert_eq!(fetched.model_digest, pack(&model).unwrap().model_digest);
+        assert_eq!(fetched, describe(&model).unwrap());
+        let lies = |path: &Path, local| local_file(path.to_str().unwrap(), local);
+        assert_eq!(lies(&model, true).unwrap(), Some(model.clone()));
+        assert_eq!(lies(folder.path(), true).unwrap(), None, "a folder is fetched");
+        assert!(lies(&model, false).is_err(), "in a pod a path is refused");
         let refused = fetch(model.to_str().unwrap(), into.path(), false, &Access::default()).await;
         assert!(matches!(refused, Err(Error::Uri { .. })), "in a pod a path is refused");
         let missing = fetch("/no/such", into.path(), true, &Access::default()).await;
