@@ -9,8 +9,15 @@ use rayon::prelude::*;
 /// Bins on each side of zero.
 const HALF: i64 = 16_384;
 const BINS: usize = 32_768; // twice HALF
+/// Values that are looked at together. Zeros, of which rectified tensors are full, are counted in as many places, because what is counted
+/// twice in a row at one place waits for itself.
+const LANES: usize = 16;
+/// Bits of a float's fraction.
+const FRACTION: u32 = 23;
 /// Values that are counted apart before they are merged: so many that counting costs far more than merging.
 const PART: usize = 1 << 20;
+/// Values that fit the cache next to a processor beside the counts (16 KiB).
+const NEAR: usize = 1 << 12;
 /// Narrowest bins: below the smallest normal float nothing needs to be told apart.
 const MIN_EXPONENT: i32 = -126;
 
@@ -28,7 +35,7 @@ impl Default for Histogram {
     fn default() -> Self {
         Self {
             exponent: MIN_EXPONENT,
-            counts: vec![0; BINS],
+            counts: no_counts(),
             total: 0,
             zeros: 0,
         }
@@ -40,6 +47,23 @@ impl Histogram {
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.counts.capacity() * size_of::<u64>()
+    }
+
+    /// Adds values and gives their extremes. They are counted while the search for extremes has left them in the cache; where there are
+    /// many, in parts side by side. Errors with the first value that is not finite, after which the counts are of no use.
+    pub(super) fn take_in(&mut self, values: &[f32]) -> Result<Extent, f32> {
+        if values.len() > PART {
+            let extent = Extent::of(values)?;
+            self.add(values, extent);
+            return Ok(extent);
+        }
+        let mut all = Extent::default();
+        for near in values.chunks(NEAR) {
+            let extent = Extent::of(near)?;
+            self.add(near, extent);
+            all.merge(extent);
+        }
+        Ok(all)
     }
 
     /// Adds finite values whose extremes are `extent`; many of them in parts, which merge to the same counts.
@@ -69,19 +93,16 @@ impl Histogram {
     }
 
     /// Counts values that fall inside.
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "the bins were made to fit by `widen`"
-    )]
     fn count(&mut self, values: &[f32]) {
-        // A power of two: the product is exact up to underflow, which `floor` sends to the right side of zero.
-        let scale = 2_f64.powi(-self.exponent);
-        for &value in values {
-            let bin = (f64::from(value) * scale).floor() as i64 + HALF;
-            self.counts[bin.clamp(0, 2 * HALF - 1) as usize] += 1;
-            self.zeros += u64::from(value == 0.0);
-        }
+        self.counts.resize(BINS + LANES, 0);
+        pulp::Arch::new().dispatch(Tally {
+            values,
+            exponent: self.exponent,
+            counts: &mut self.counts,
+        });
+        let zeros: u64 = self.counts.drain(BINS..).sum();
+        self.counts[BINS / 2] += zeros;
+        self.zeros += zeros;
         self.total += values.len() as u64;
     }
 
@@ -100,7 +121,7 @@ impl Histogram {
     fn widen(&mut self, exponent: i32) {
         while self.exponent < exponent {
             self.exponent += 1;
-            let mut wider = vec![0; BINS];
+            let mut wider = no_counts();
             if self.total > 0 {
                 for (index, &count) in self.counts.iter().enumerate() {
                     // floor(i / 2) counted from zero in the middle, which is an even index.
@@ -162,6 +183,70 @@ impl Histogram {
     }
 }
 
+/// Empty bins, with room for [`LANES`] more.
+fn no_counts() -> Vec<u64> {
+    let mut counts = Vec::with_capacity(BINS + LANES);
+    counts.resize(BINS, 0);
+    counts
+}
+
+/// Values to count in bins `2^exponent` wide, and zeros behind the bins.
+struct Tally<'t> {
+    values: &'t [f32],
+    exponent: i32,
+    counts: &'t mut [u64],
+}
+
+impl pulp::WithSimd for Tally<'_> {
+    type Output = ();
+
+    #[allow(clippy::inline_always, reason = "to be compiled for the registers that were found")]
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _found: S) {
+        // By so many bits is the fraction of a float with the exponent 0 too long to count bins: 24 or more, as exponents go from -126.
+        let longest = 150_u32.wrapping_add_signed(self.exponent);
+        let (chunks, rest) = self.values.as_chunks::<LANES>();
+        for chunk in chunks {
+            let mut places = [0; LANES];
+            for (lane, place) in places.iter_mut().enumerate() {
+                *place = place_of(chunk[lane], longest, lane);
+            }
+            for place in places {
+                if let Some(count) = self.counts.get_mut(place as usize) {
+                    *count = count.wrapping_add(1);
+                }
+            }
+        }
+        for &value in rest {
+            if let Some(count) = self.counts.get_mut(place_of(value, longest, 0) as usize) {
+                *count = count.wrapping_add(1);
+            }
+        }
+    }
+}
+
+/// The bin of a value that falls inside, exactly: `floor(value / 2^exponent)` from the middle on, in integers and without a branch.
+#[allow(
+    clippy::inline_always,
+    clippy::cast_possible_truncation,
+    reason = "part of the loop around it; there are far fewer bins than 2^32"
+)]
+#[inline(always)]
+fn place_of(value: f32, longest: u32, lane: usize) -> u32 {
+    let bits = value.to_bits();
+    let (negative, magnitude) = (bits >> 31, bits & (u32::MAX >> 1));
+    // Subnormals get a leading one, too: in the narrowest bins they are less than one bin from zero with it and without.
+    let fraction = magnitude & ((1 << FRACTION) - 1) | (1 << FRACTION);
+    let shift = longest.wrapping_sub(magnitude >> FRACTION).min(31);
+    let whole = fraction.wrapping_shr(shift);
+    let more = u32::from(whole.wrapping_shl(shift) != fraction);
+    // Below zero the next bin down, unless it starts there; and away from the middle the other way.
+    let (distance, minus) = (whole.wrapping_add(more & negative), negative.wrapping_neg());
+    let bin = (BINS as u32 / 2).wrapping_add((distance ^ minus).wrapping_sub(minus));
+    let zero = u32::from(magnitude == 0).wrapping_neg();
+    zero & (BINS + lane) as u32 | !zero & bin.min(BINS as u32 - 1)
+}
+
 /// The narrowest bins with which `magnitude` falls strictly inside.
 #[allow(clippy::cast_precision_loss, reason = "a small power of two")]
 fn exponent_for(magnitude: f32) -> i32 {
@@ -200,6 +285,12 @@ mod tests {
                 streamed.add(part, Extent::of(part).unwrap());
             }
             prop_assert_eq!(&whole, &streamed);
+            let mut taken = Histogram::default();
+            let extent = values.chunks(NEAR + 1).try_fold(Extent::default(), |mut all, part| {
+                all.merge(taken.take_in(part)?);
+                Ok::<_, f32>(all)
+            });
+            prop_assert_eq!((&whole, Extent::of(&values)), (&taken, extent));
             // Whichever two are merged next, and whichever of them takes in the other.
             let mut parts: Vec<Histogram> = ranges.map(of).collect();
             for pick in picks.iter().cycle() {
@@ -218,6 +309,49 @@ mod tests {
         }
     }
 
+    /// The bin of a value by plain arithmetic: 64 bits hold it and its quotient exactly.
+    #[allow(clippy::cast_possible_truncation, reason = "there are few bins")]
+    fn plain(value: f32, exponent: i32) -> i64 {
+        (f64::from(value) * 2_f64.powi(-exponent)).floor() as i64 + HALF
+    }
+
+    #[test]
+    fn bins_are_those_of_plain_arithmetic() {
+        let noise = crate::testing::noise(3, 20_011);
+        for scale in [1e-45_f32, 1e-38, 1e-20, 1.0, 3.0, 1e30, f32::MAX] {
+            let mut values: Vec<f32> = noise.iter().map(|value| value * scale).collect();
+            // Edges of bins, and what is next to them, on both sides; and all that is next to zero.
+            let width = 2_f32.powi(exponent_for(scale));
+            for bin in [0.0, 1.0, 2.0, 3.0, 4095.0, 8191.0] {
+                let edge: f32 = bin * width;
+                values.extend([
+                    edge,
+                    edge.next_up(),
+                    edge.next_down(),
+                    -edge,
+                    -edge.next_up(),
+                    -edge.next_down(),
+                ]);
+            }
+            values.extend([
+                0.0,
+                -0.0,
+                f32::from_bits(1),
+                -f32::from_bits(1),
+                f32::MIN_POSITIVE,
+                -f32::MIN_POSITIVE,
+            ]);
+            let histogram = of(&values);
+            let mut counts = vec![0; BINS];
+            for value in &values {
+                counts[usize::try_from(plain(*value, histogram.exponent)).unwrap()] += 1;
+            }
+            assert_eq!(histogram.counts, counts, "{scale}");
+            let zeros = values.iter().filter(|value| **value == 0.0).count();
+            assert_eq!(histogram.zeros, zeros as u64, "{scale}");
+        }
+    }
+
     #[test]
     fn many_values_are_counted_in_parts_as_one() {
         let values = crate::testing::noise(9, 2 * PART + 12_345);
@@ -226,8 +360,13 @@ mod tests {
         for piece in values.chunks(PART / 3) {
             pieces.add(piece, Extent::of(piece).unwrap());
         }
-        whole.add(&values, Extent::of(&values).unwrap());
+        assert_eq!(whole.take_in(&values), Extent::of(&values));
         assert_eq!(whole, pieces);
+        for count in [NEAR - 1, NEAR, 3 * NEAR + 7] {
+            let mut taken = Histogram::default();
+            assert_eq!(taken.take_in(&values[..count]), Extent::of(&values[..count]));
+            assert_eq!(taken, of(&values[..count]), "{count}");
+        }
     }
 
     #[test]

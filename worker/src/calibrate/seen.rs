@@ -37,13 +37,14 @@ impl Seen {
     /// Adds what one run gave, a tensor of `rank` dimensions. Errors with the first value that is not finite.
     pub(super) fn add(&mut self, rank: usize, values: &[f32]) -> Result<(), f32> {
         self.rank_varies |= self.rank.replace(rank).is_some_and(|before| before != rank);
-        let extent = Extent::of(values)?;
+        let extent = match &mut self.kept {
+            Kept::Histogram(histogram) => histogram.take_in(values)?,
+            Kept::Nothing | Kept::Average(_) => Extent::of(values)?,
+        };
         self.extent.merge(extent);
         self.extremes.add(extent);
-        match &mut self.kept {
-            Kept::Nothing => {}
-            Kept::Average(average) => average.add(extent),
-            Kept::Histogram(histogram) => histogram.add(values, extent),
+        if let Kept::Average(average) = &mut self.kept {
+            average.add(extent);
         }
         Ok(())
     }

@@ -35,6 +35,10 @@ pub(super) fn convert(number: Number, bytes: Vec<u8>, target: ElementType) -> Re
     if same(number, target) {
         return Ok(bytes);
     }
+    // Pictures: bytes are exact as floats.
+    if (number, target) == (Number::UInt8, ElementType::Float) {
+        return Ok(bytes.iter().flat_map(|&byte| f32::from(byte).to_le_bytes()).collect());
+    }
     let mut out = Vec::with_capacity(bytes.len());
     match values(number, &bytes) {
         Values::Integers(integers) => {
