@@ -247,14 +247,11 @@ fn place_of(value: f32, longest: u32, lane: usize) -> u32 {
     zero & (BINS + lane) as u32 | !zero & bin.min(BINS as u32 - 1)
 }
 
-/// The narrowest bins with which `magnitude` falls strictly inside.
-#[allow(clippy::cast_precision_loss, reason = "a small power of two")]
+/// The narrowest bins with which `magnitude`, which is finite, falls strictly inside: below `2^(exponent + 14)`.
 fn exponent_for(magnitude: f32) -> i32 {
-    let mut exponent = MIN_EXPONENT;
-    while f64::from(magnitude) >= HALF as f64 * 2_f64.powi(exponent) {
-        exponent += 1;
-    }
-    exponent
+    // Of a float in [2^(e - 127), 2^(e - 126)) this is e.
+    let biased = magnitude.to_bits() >> FRACTION;
+    (-140_i32).saturating_add_unsigned(biased).max(MIN_EXPONENT)
 }
 
 #[cfg(test)]
@@ -349,6 +346,17 @@ mod tests {
             assert_eq!(histogram.counts, counts, "{scale}");
             let zeros = values.iter().filter(|value| **value == 0.0).count();
             assert_eq!(histogram.zeros, zeros as u64, "{scale}");
+        }
+    }
+
+    #[test]
+    fn bins_are_as_narrow_as_holds_the_magnitude() {
+        let narrowest = f32::MIN_POSITIVE * 16_384.0;
+        for magnitude in [0.0, 1e-45, narrowest, 1.0, 1.0_f32.next_down(), 3.0, 1e30, f32::MAX] {
+            let exponent = exponent_for(magnitude);
+            let holds = |exponent: i32| f64::from(magnitude) < 2_f64.powi(exponent + 14);
+            assert!(holds(exponent), "{magnitude}");
+            assert_eq!(holds(exponent - 1), magnitude < narrowest, "{magnitude}");
         }
     }
 
