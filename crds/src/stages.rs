@@ -126,10 +126,11 @@ pub struct Recover {
     /// mode `Static` or `Dynamic` with `granularity: PerTensor`. The others go
     /// after any `quantize`, in any order: `GPTQ` rounds each weight of matrix products so that the errors of a product make each other
     /// good (arXiv:2210.17323); `BiasCorrection` moves the mean error of each output into its bias (arXiv:1906.04721); `RaisePrecision`
-    /// keeps the matrix products that lose most in 8 bits and blocks.
+    /// keeps what loses most more precise: matrix products in 8-bit blocks, or in floats where those do not reach the goal; after mode
+    /// `Static`, convolutions and what lies between them in floats.
     pub method: RecoverMethod,
-    /// Share of the weights of all matrix products that `RaisePrecision` may raise, 0.01 to 0.99. More is more accurate, and slower after
-    /// modes `Static` and `Dynamic`, larger after `Int4`. Default 0.2.
+    /// Share of the weights of all matrix products and convolutions that `RaisePrecision` may raise, 0.01 to 0.99. More is more accurate, and
+    /// slower after modes `Static` and `Dynamic`, larger after `Int4`. Default 0.2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "kube",
@@ -137,15 +138,15 @@ pub struct Recover {
     )]
     pub share: Option<String>,
     /// Likeness to the baseline, 0.5 to 0.999999, at which `RaisePrecision` stops: the mean over calibration samples of the cosine between
-    /// the outputs of candidate and baseline, of the least alike output. It then raises no more than needed, and all of `share` where the
-    /// goal is missed. Without it, all of `share` is raised.
+    /// the outputs of candidate and baseline, of the least alike output. It then raises no more than needed, and keeps the most alike where the
+    /// goal is missed. Without it, all of `share` is raised, but for convolutions of which 8 bits take less than 1 % of the output's power.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "kube",
         schemars(length(max = 8), regex(pattern = r"^0\.[5-9][0-9]{0,5}$"))
     )]
     pub goal: Option<String>,
-    /// Matrix products that `RaisePrecision` raises, whatever they lose: what a recipe has in the place of `share` and `goal`. In the same words
+    /// Matrix products that `RaisePrecision` raises to 8-bit blocks, whatever they lose: what a recipe has in the place of `share` and `goal`. In the same words
     /// as `quantize.only`, 1 to 128 entries; one that matches no matrix product is refused. Needs no calibration data. Default: those that
     /// lose most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -253,7 +253,7 @@ impl Work<'_, '_> {
             mut reports,
         } = simplify(&mut model, request)?;
         let (mut done, mut chosen) = (0, Vec::new());
-        let mut asked = false;
+        let (mut asked, mut excepted) = (false, 0);
         for stage in stages {
             if stage.runs() {
                 reference.wait_for_weights();
@@ -270,13 +270,17 @@ impl Work<'_, '_> {
                 runtime,
                 threads: request.threads,
                 asked,
+                excepted,
                 samples,
                 tables: request.given.tables.as_ref(),
                 probe,
                 progress: &mut told,
             };
             let applied = stage.apply(&mut model, &mut calibration)?;
-            asked = matches!(stage, Stage::Choose(_));
+            (asked, excepted) = match stage {
+                Stage::Choose(choice) => (true, choice.except.len()),
+                _ => (false, 0),
+            };
             reports.extend(applied.reports);
             chosen.extend(applied.chosen);
             onnx::check(&model, &request.limits)?;
@@ -385,6 +389,8 @@ mod opset_tests;
 mod padding_tests;
 #[cfg(test)]
 mod pitfall_tests;
+#[cfg(test)]
+mod raise_tests;
 #[cfg(test)]
 mod speech_tests;
 #[cfg(test)]

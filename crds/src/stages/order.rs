@@ -2,7 +2,7 @@
 //!
 //! Decides from their names alone, in words for people. Never touches a model.
 
-use super::{Format, Granularity, QuantizeMode, RecoverMethod, Stage, WeightType};
+use super::{Format, Granularity, QuantizeMode, Recover, RecoverMethod, Stage, WeightType};
 
 const TWO_TECHNIQUES: &str = "it has a stage that names no technique, or two: name simplify, quantize or recover";
 
@@ -37,7 +37,7 @@ pub fn out_of_order(stages: &[Stage]) -> Option<String> {
                 }
             }
             (None, Some(recover)) => {
-                if let Some(problem) = misplaced(recover.method, &stages[..position]) {
+                if let Some(problem) = misplaced(recover, &stages[..position]) {
                     return Some(problem);
                 }
             }
@@ -69,9 +69,9 @@ fn not_equalized(behind: &[Stage]) -> Option<String> {
     }
 }
 
-/// Why `method` can't help the `quantize` that `before` ends with, but for other methods that help it, too.
-fn misplaced(method: RecoverMethod, before: &[Stage]) -> Option<String> {
-    let name = method.name();
+/// Why `recover` can't help the `quantize` that `before` ends with, but for other methods that help it, too.
+fn misplaced(recover: &Recover, before: &[Stage]) -> Option<String> {
+    let (method, name) = (recover.method, recover.method.name());
     for stage in before.iter().rev() {
         match (&stage.quantize, &stage.recover) {
             (Some(quantize), _) if quantize.mode == QuantizeMode::Float16 => {
@@ -79,10 +79,10 @@ fn misplaced(method: RecoverMethod, before: &[Stage]) -> Option<String> {
                     "recover with method: {name} follows quantize with mode: Float16, where there is nothing to win back; remove one of them"
                 ));
             }
-            (Some(quantize), _) if method == RecoverMethod::RaisePrecision && quantize.format == Some(Format::QDQ) => {
+            (Some(quantize), _) if !recover.nodes.is_empty() && quantize.format == Some(Format::QDQ) => {
                 return Some(
-                    "recover with method: RaisePrecision follows quantize with format: QDQ, but ONNX itself has no products with 8-bit blocks; \
-                     remove one of them"
+                    "recover.nodes gives products 8-bit blocks, and follows quantize with format: QDQ, but ONNX itself has none; name them in \
+                     quantize.except, where they stay floats, or set format: QOperator"
                         .to_owned(),
                 );
             }
@@ -132,6 +132,7 @@ mod tests {
         let gptq = r#"{"recover": {"method": "GPTQ"}}"#;
         let bias = r#"{"recover": {"method": "BiasCorrection"}}"#;
         let raise = r#"{"recover": {"method": "RaisePrecision", "share": "0.3"}}"#;
+        let named = r#"{"recover": {"method": "RaisePrecision", "nodes": ["/layer.0/*"]}}"#;
         let dynamic = r#"{"quantize": {"mode": "Dynamic"}}"#;
         let blocks = r#"{"quantize": {"mode": "WeightOnly", "weights": "Int4"}}"#;
         let even = r#"{"recover": {"method": "Equalization"}}"#;
@@ -148,6 +149,7 @@ mod tests {
             format!("[{smooth}, {dynamic}, {gptq}, {bias}]"),
             format!("[{dynamic}, {bias}, {raise}, {gptq}]"),
             format!("[{blocks}, {raise}]"),
+            format!(r#"[{{"quantize": {{"mode": "Dynamic", "format": "QDQ"}}}}, {raise}]"#),
         ] {
             assert_eq!(out_of_order(&stages(&good)), None, "{good}");
         }
@@ -179,8 +181,8 @@ mod tests {
                 "mode: Float16",
             ),
             (
-                format!(r#"[{{"quantize": {{"mode": "Dynamic", "format": "QDQ"}}}}, {raise}]"#),
-                "format: QDQ",
+                format!(r#"[{{"quantize": {{"mode": "Dynamic", "format": "QDQ"}}}}, {named}]"#),
+                "quantize.except",
             ),
             (
                 format!(r#"[{{"quantize": {{"mode": "WeightOnly"}}}}, {raise}]"#),
@@ -192,7 +194,6 @@ mod tests {
         }
         assert_eq!(calibrating(&stages(&format!("[{dynamic}]"))), None);
         assert_eq!(calibrating(&stages(&format!("[{even}, {tensor}]"))), None);
-        let named = r#"{"recover": {"method": "RaisePrecision", "nodes": ["/layer.0/*"]}}"#;
         assert_eq!(calibrating(&stages(&format!("[{dynamic}, {named}]"))), None);
         assert_eq!(
             calibrating(&stages(&format!("[{smooth}, {dynamic}]"))),

@@ -13,6 +13,7 @@ mod magnitudes;
 mod range;
 mod seen;
 mod squared_error;
+mod sums;
 mod table;
 
 pub use self::{
@@ -21,6 +22,7 @@ pub use self::{
     histogram::Histogram,
     magnitudes::magnitudes,
     range::{Extent, Range},
+    sums::sums,
     table::{Key, Tables, Unused, load, save},
 };
 

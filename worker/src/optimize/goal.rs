@@ -1,9 +1,9 @@
-//! How many products to raise until a candidate is alike enough. Decides numbers of tries; never which products are the worst.
+//! How many steps of raising precision to take until a candidate is alike enough. Decides numbers of tries; never what is the worst.
 
 /// What was settled on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Settled<T> {
-    /// Products to raise.
+    /// Steps to take.
     pub(super) count: usize,
     /// What was measured with so many.
     pub(super) likeness: f64,
@@ -12,15 +12,15 @@ pub(super) struct Settled<T> {
 }
 
 impl<T> Settled<T> {
-    /// In words, for a goal and as many as may be raised.
+    /// In words, for a goal and as many as may be taken.
     pub(super) fn told(&self, goal: f64, most: usize) -> String {
         let Self { count, likeness, .. } = self;
         let verdict = if *likeness >= goal { "reaches" } else { "misses" };
-        format!("likeness {likeness:.6} with {count} of at most {most} products raised {verdict} the goal of {goal}")
+        format!("likeness {likeness:.6} after {count} of at most {most} steps {verdict} the goal of {goal}")
     }
 }
 
-/// The fewest products, of at most `most`, with which what `attempt` makes has a likeness of at least `goal`; the best that was made where
+/// The fewest steps, of at most `most`, with which what `attempt` makes has a likeness of at least `goal`; the best that was made where
 /// none does.
 ///
 /// Supposes that more is not worse, and measures what it gives: a bisection. Of what was made, two are kept at a time.

@@ -59,6 +59,7 @@ impl Calibration<'_, '_, '_> {
         loop {
             round += 1;
             let patterns = left.pin(model);
+            self.excepted = patterns.len();
             let (mut applied, learned) = self.once(model, settings)?;
             let before = left.len();
             match kernels::floats(self.runtime, &float, model, self.scratch, self.limits) {
@@ -81,7 +82,7 @@ impl Calibration<'_, '_, '_> {
                     }
                 });
                 if let Some(chosen) = &mut applied.chosen {
-                    chosen.left = patterns;
+                    chosen.left.extend(patterns);
                 }
                 return Ok(applied);
             }

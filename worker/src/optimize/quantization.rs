@@ -1,12 +1,14 @@
-//! One `quantize` once everything is known that it goes by: a pure function of that and of how many products it raises. Reads no samples.
+//! One `quantize` once everything is known that it goes by: a pure function of that and of how many steps it takes to raise precision. Reads
+//! no samples.
 
 use crate::{
     calibrate::{Gram, Observed},
     onnx::Model,
     passes::{
-        Bits, Blocks, Error, Mode, Quantize, Raise, Recovering, Recovery, Report, quantize_blocks, quantize_dynamic,
-        quantize_static, quantize_tables,
-        raise_precision::{Otherwise, Products},
+        Bits, Blocks, Error, Format, Mode, Quantize, Raise, Recovering, Recovery, Report,
+        damage::Probe,
+        quantize_blocks, quantize_dynamic, quantize_static, quantize_tables,
+        raise_precision::{Bounds, Ladder, Otherwise},
     },
 };
 use std::collections::BTreeMap;
@@ -45,25 +47,47 @@ impl<'k> Quantization<'k> {
         }
     }
 
-    /// The products that may be raised, where that was asked for.
-    pub(super) fn products(&self, model: &Model) -> Result<Option<Products>, Error> {
+    /// What must be run to know what rounding does to convolutions, where precision is to be raised by that.
+    pub(super) fn probe(&self, model: &Model) -> Result<Option<Probe>, Error> {
+        match (&self.recovery().raise, self.form) {
+            (Some(Raise::Worst { .. }), Form::Integers(settings, observed)) if settings.mode == Mode::Static => {
+                Probe::new(model, settings, observed)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The steps of raising precision, where that was asked for; `losses` are those of the probe, and at most `floats` nodes may be left as
+    /// they are.
+    pub(super) fn ladder(
+        &self,
+        model: &Model,
+        losses: &BTreeMap<String, f64>,
+        floats: usize,
+    ) -> Result<Option<Ladder>, Error> {
         let (Some(raise), Some(otherwise)) = (&self.recovery().raise, self.otherwise()) else {
             return Ok(None);
         };
+        let (share, goal) = match raise {
+            Raise::Worst { share, goal } => (*share, goal.is_some()),
+            Raise::Named(patterns) => return Ladder::named(model, patterns).map(Some),
+        };
+        let bounds = Bounds {
+            share,
+            goal,
+            blocks: !matches!(self.form, Form::Integers(settings, _) if settings.format == Format::Qdq),
+            floats,
+        };
         let recovering = Recovering::new(self.recovery(), self.grams);
-        match raise {
-            Raise::Worst { share, .. } => Products::worst(model, *share, otherwise, &recovering),
-            Raise::Named(patterns) => Products::named(model, patterns),
-        }
-        .map(Some)
+        Ladder::worst(model, bounds, otherwise, &recovering, losses).map(Some)
     }
 
-    /// Quantizes `model`, with so many of the products raised. Their report, if there are any, is the first.
-    pub(super) fn apply(&self, model: &mut Model, raised: Option<(&Products, usize)>) -> Result<Vec<Report>, Error> {
+    /// Quantizes `model`, with so many steps of raising precision taken. Their report, if there are any, is the first.
+    pub(super) fn apply(&self, model: &mut Model, raised: Option<(&Ladder, usize)>) -> Result<Vec<Report>, Error> {
         let mut recovering = Recovering::new(self.recovery(), self.grams);
         let mut reports = Vec::new();
-        if let (Some((products, count)), Some(otherwise)) = (raised, self.otherwise()) {
-            reports.push(products.raise(model, count, otherwise, &mut recovering)?);
+        if let (Some((ladder, count)), Some(otherwise)) = (raised, self.otherwise()) {
+            reports.push(ladder.raise(model, count, otherwise, &mut recovering)?);
         }
         match self.form {
             Form::Integers(settings, observed) => reports.push(match settings.mode {

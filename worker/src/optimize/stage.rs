@@ -9,11 +9,12 @@ use crate::{
     calibrate::{self, Batches, Key, Learned, Method, Rows, Samples, Tables, Unused, Wanted},
     onnx::{Limits, Model, Tensor},
     passes::{
-        self, Blocks, Choice, Format, Mode, Quantize, Raise, Recovery, Report, Simplify, Smoothing, choice, equalize,
-        float16, smooth,
+        self, Blocks, Choice, Format, Mode, Quantize, Raise, Recovery, Report, Simplify, Smoothing, choice,
+        damage::Probe, equalize, float16, smooth,
     },
     session::Runtime,
 };
+use assayer_crds::stages::MAX_PATTERNS;
 use std::{collections::BTreeMap, path::Path};
 
 /// One stage of a candidate.
@@ -38,9 +39,9 @@ pub enum Stage {
 /// What a stage that quantizes chose by what it measured, in patterns that choose the same again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chosen {
-    /// Matrix products that were raised.
+    /// Matrix products that were raised to blocks.
     pub raised: Vec<String>,
-    /// Nodes that were left, although nobody asked for it.
+    /// Nodes that were left as floats, although nobody named them.
     pub left: Vec<String>,
 }
 
@@ -71,6 +72,8 @@ pub(super) struct Calibration<'r, 's, 'p> {
     pub(super) threads: usize,
     /// Whether the user says which nodes the stage is about.
     pub(super) asked: bool,
+    /// Patterns by which nodes are left already.
+    pub(super) excepted: usize,
     pub(super) samples: Samples<'s>,
     /// Where ranges are kept for the next run, and may lie from an earlier one.
     pub(super) tables: Option<&'r Tables>,
@@ -224,36 +227,59 @@ impl Calibration<'_, '_, '_> {
         Ok((learned, told))
     }
 
-    /// Quantizes with as many products raised as the goal asks for.
+    /// Quantizes with precision raised as far as the goal asks for.
     pub(super) fn quantize(&mut self, model: &mut Model, quantization: &Quantization<'_>) -> Result<Applied, Error> {
-        let applied = |reports, raised| Applied {
+        let losses = match quantization.probe(model)? {
+            Some(probe) => self.losses(&probe)?,
+            None => BTreeMap::new(),
+        };
+        let floats = MAX_PATTERNS.saturating_sub(self.excepted);
+        let Some(ladder) = quantization.ladder(model, &losses, floats)? else {
+            return Ok(Applied {
+                reports: quantization.apply(model, None)?,
+                chosen: Some(Chosen::default()),
+            });
+        };
+        let applied = |reports, count| Applied {
             reports,
             chosen: Some(Chosen {
-                raised,
-                ..Chosen::default()
+                raised: ladder.in_blocks(count),
+                left: ladder.in_floats(count),
             }),
         };
-        let Some(products) = quantization.products(model)? else {
-            return Ok(applied(quantization.apply(model, None)?, Vec::new()));
-        };
-        let most = products.count();
+        let most = ladder.count();
         let Some(Raise::Worst { goal: Some(goal), .. }) = quantization.recovery().raise else {
-            let reports = quantization.apply(model, Some((&products, most)))?;
-            return Ok(applied(reports, products.words(most)));
+            return Ok(applied(quantization.apply(model, Some((&ladder, most)))?, most));
         };
         let float = &*model;
         let settled = goal::fewest(goal, most, |count| {
             let mut tried = float.clone();
-            let reports = quantization.apply(&mut tried, Some((&products, count)))?;
+            let reports = quantization.apply(&mut tried, Some((&ladder, count)))?;
             let alike = likeness(self.runtime, self.threads, (float, &tried), &mut *(self.samples)())?;
             Ok::<_, Error>(((tried, reports), alike))
         })?;
-        let (note, raised) = (settled.told(goal, most), products.words(settled.count));
+        let (note, count) = (settled.told(goal, most), settled.count);
         let (chosen, mut reports) = settled.made;
         *model = chosen;
         if let Some(report) = reports.first_mut() {
             report.note = note;
         }
-        Ok(applied(reports, raised))
+        Ok(applied(reports, count))
+    }
+
+    /// What rounding is seen to take from outputs.
+    fn losses(&mut self, probe: &Probe) -> Result<BTreeMap<String, f64>, Error> {
+        let mut told = |done| (self.progress)(Step::Calibrate(done));
+        let samples = &mut *(self.samples)();
+        let sums = calibrate::sums(
+            self.runtime,
+            self.threads,
+            &probe.model,
+            &probe.taps(),
+            samples,
+            &mut told,
+        )?;
+        (self.progress)(Step::Quantize);
+        Ok(probe.losses(&sums))
     }
 }

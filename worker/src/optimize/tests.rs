@@ -380,7 +380,7 @@ fn precision_is_raised_until_the_goal_is_reached_and_the_best_is_kept_when_it_is
     assert_eq!(raised(None), (3, String::new()));
     let (count, note) = raised(Some(0.5));
     assert!(
-        count == 0 && note.contains("0 of at most 3") && note.contains("reaches the goal of 0.5"),
+        count == 0 && note.contains("after 0 of at most 6 steps") && note.contains("reaches the goal of 0.5"),
         "{note}"
     );
     let (count, note) = raised(Some(0.999_999));

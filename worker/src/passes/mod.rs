@@ -6,6 +6,7 @@
 mod blocks;
 pub mod choice;
 mod convolution;
+pub mod damage;
 pub mod equalize;
 mod even;
 pub mod float16;
@@ -22,6 +23,7 @@ pub mod kernels;
 pub mod layer_norm;
 mod layout;
 mod logarithm;
+mod loss;
 pub mod merge_projections;
 mod moments;
 mod nbits;

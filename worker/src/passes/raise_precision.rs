@@ -1,38 +1,34 @@
-//! Mixed precision by sensitivity: the matrix products that would lose most keep their weights in 8-bit blocks, within a share of all weights;
-//! or those that a recipe names.
+//! Accuracy control: what 8 bits hurt most is kept more precise, matrix products in 8-bit blocks at first and in floats at last,
+//! convolutions and what lies between them in floats; or the products that a recipe names.
 //!
-//! Goes before the pass that quantizes the rest, and works on products in the order of the graph, so that only their set counts. A product `y = W^T x` is ranked by its expected squared error relative to the power of its
-//! output, `E|dy|^2 / E|y|^2`, from the sums `H = X X^T` over the `n` rows seen. With steps `s` small against what is rounded, an error has
-//! the variance `s^2 / 12` (Widrow and Kollár, 2008, chapter 4), and at most the square of the value:
-//! weights lose `sum_ij H_ii / n s_ij^2 / 12`; an input in 8 bits, `sum_i min(s_x^2 / 12, H_ii / n) |W_i|^2`; the output has the power
-//! `tr(W^T H W) / n`. It is HAWQ's idea (Dong et al., 2019, arXiv:1905.03696) with a product's own output in the place of the loss, which a
-//! file without labels does not have.
+//! Goes before the pass that quantizes the rest, and works on nodes in the order of the graph, so that only their set counts. Products are
+//! ranked by what they are expected to lose ([`loss`]), convolutions by what they were seen to ([`damage`](super::damage)): both relative to
+//! the power of their output. How many steps are taken is decided elsewhere.
 
 use super::{
-    Bits, Error, Granularity, Grid, Report,
+    Bits, Error, Grid, Report,
     choice::{self, Words},
+    loss::loss,
     nbits::{self, Known, Rewrite},
     recovery::Recovering,
     site::{Kind, Site, leave_bodies, sites},
 };
-use crate::{
-    calibrate::{Gram, Rows as _},
-    onnx::{Index, Model, Names, Patch, rewrite_main, shown},
-};
+use crate::onnx::{Index, Model, Names, Node, Patch, rewrite_main, shown};
 use assayer_crds::stages::MAX_PATTERNS;
+use std::collections::{BTreeMap, HashSet};
 
 const NAME: &str = "raise-precision";
 /// Weights that share a scale where other products have one for each channel: the fastest of the sizes that ONNX Runtime has.
 const BLOCK: usize = 128;
-/// Steps of an 8-bit range.
-const STEPS: f64 = 255.0;
-/// A rounding error is spread evenly over a step.
-const UNIFORM: f64 = 12.0;
+/// What loses less (of its output's power) is sound in 8 bits, where no goal says otherwise: its floats cost time and bytes.
+const SOUND: f64 = 0.01;
 /// Products that an error lists.
 const MOST_SHOWN: usize = 8;
-/// Why a product that loses much is left.
+/// Why a node that loses much is left.
 const UNNAMED: &str =
     "a recipe could not name it: neither its name nor its output's is its own, free of *, and short enough";
+/// Why a node is not quantized.
+const FLOATS: &str = "RaisePrecision keeps it in floats";
 
 /// What becomes of the products that are not raised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,89 +49,98 @@ impl Otherwise {
     }
 }
 
-/// Products to raise, those first that need it most.
+/// What may be raised.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Share of all weights, above 0 and below 1.
+    pub share: f64,
+    /// Whether raising goes on, in floats, until a goal is reached.
+    pub goal: bool,
+    /// Whether products may have 8-bit blocks, which are ONNX Runtime's own.
+    pub blocks: bool,
+    /// Nodes that may be left as floats: as many as a recipe can name beside what the user does.
+    pub floats: usize,
+}
+
+/// Ways to raise precision, those first that help most.
 #[derive(Debug)]
-pub struct Products {
-    products: Vec<Product>,
+pub struct Ladder {
+    steps: Vec<Step>,
     report: Report,
 }
 
-#[derive(Debug)]
-struct Product {
-    /// Its output, by which it is found again.
+#[derive(Debug, Clone)]
+struct Step {
+    /// The node's output, by which it is found again.
     output: String,
     /// The pattern that matches it and nothing else.
     word: String,
     why: String,
+    to: To,
 }
 
-impl Products {
-    /// Ranks the products of `model`, and takes as many of the worst as hold at most `share` of the weights of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum To {
+    Blocks,
+    Floats,
+}
+
+/// A node that could be raised.
+struct Hurt<'g> {
+    loss: f64,
+    weights: usize,
+    node: &'g Node,
+    to: To,
+}
+
+impl Ladder {
+    /// Ranks the products of `model`, and the nodes whose outputs have measured `losses`; takes the worst, as many as hold at most
+    /// `bounds.share` of the weights of all. With a goal, the products follow once more, as floats.
     ///
     /// Takes none that a recipe could not name, nor more than it may have patterns.
-    pub fn worst(model: &Model, share: f64, otherwise: Otherwise, recovering: &Recovering<'_>) -> Result<Self, Error> {
-        if !(share > 0.0 && share < 1.0) {
+    pub fn worst(
+        model: &Model,
+        bounds: Bounds,
+        otherwise: Otherwise,
+        recovering: &Recovering<'_>,
+        losses: &BTreeMap<String, f64>,
+    ) -> Result<Self, Error> {
+        if !(bounds.share > 0.0 && bounds.share < 1.0) {
             return Err(Error::Setting {
                 pass: NAME,
                 field: "share",
-                value: share.to_string(),
+                value: bounds.share.to_string(),
                 hint: "use a decimal number above 0 and below 1, such as \"0.2\"",
             });
         }
         let mut report = Report::new(NAME);
         let index = Index::new(&model.graph);
-        let words = Words::new(&model.graph);
-        let mut ranked = Vec::new();
-        let mut total = 0;
-        for site in sites(&index, &mut report) {
-            if site.kind == Kind::Conv {
-                report.leave(site.node, "there is no convolution with block-wise weights");
-                continue;
-            }
-            total += site.weights.len();
-            match recovering.seen(&site).and_then(|gram| loss(&site, gram, otherwise)) {
-                Some(loss) => ranked.push((loss, site)),
-                None => report.leave(site.node, "calibration data says nothing about its input"),
+        let sites = sites(&index, &mut report);
+        let total: usize = sites.iter().map(|site| site.weights.len()).sum();
+        let mut hurt = hurt(&index, &sites, otherwise, recovering, losses, &mut report);
+        if !bounds.blocks {
+            for hurt in &mut hurt {
+                hurt.to = To::Floats;
             }
         }
-        // Ties go to the site that costs fewer bytes, then to the first.
-        ranked.sort_by(|(left, a), (right, b)| right.total_cmp(left).then(a.weights.len().cmp(&b.weights.len())));
+        // Ties go to what costs fewer bytes, then to the first.
+        hurt.sort_by(|a, b| b.loss.total_cmp(&a.loss).then(a.weights.cmp(&b.weights)));
         leave_bodies(model, &mut report);
-        #[allow(clippy::cast_precision_loss, reason = "weights are counted, and far fewer than 2^52")]
-        let fits = |weights: usize| weights as f64 <= share * total as f64;
-        let (mut taken, mut products) = (0, Vec::new());
-        for (loss, site) in &ranked {
-            let expected = format!("expected to lose {:.4} % of its output's power", 100.0 * loss);
-            if !fits(taken + site.weights.len()) {
-                let why = format!("{expected}, and the share is used up by products that lose more");
-                report.leave(site.node, why);
-            } else if products.len() == MAX_PATTERNS {
-                let why = format!("{expected}, and {MAX_PATTERNS} others, as many as a recipe can name, lose more");
-                report.leave(site.node, why);
-            } else if let Some(word) = words.of(site.node) {
-                taken += site.weights.len();
-                products.push(Product {
-                    output: site.node.output().to_owned(),
-                    word,
-                    why: expected,
-                });
-            } else {
-                report.leave(site.node, UNNAMED);
-            }
-        }
-        report.changed = products.len();
+        let words = Words::new(&model.graph);
+        let steps = steps(&hurt, total, bounds, &words, &mut report);
+        report.changed = steps.len();
         let mut report = super::require_effect(report)?;
         report.changed = 0;
-        Ok(Self { products, report })
+        Ok(Self { steps, report })
     }
 
-    /// Those that `patterns` match. One that matches no product is an error.
+    /// The products that `patterns` match, in blocks. One that matches no product is an error.
     pub fn named(model: &Model, patterns: &[String]) -> Result<Self, Error> {
         let mut report = Report::new(NAME);
         let index = Index::new(&model.graph);
         let mut sites = sites(&index, &mut report);
         sites.retain(|site| site.kind != Kind::Conv);
-        let mut products: Vec<Product> = Vec::new();
+        let mut steps: Vec<Step> = Vec::new();
         for pattern in patterns {
             let mut matched = sites
                 .iter()
@@ -150,32 +155,48 @@ impl Products {
                     known: shown(&labels.collect::<Vec<_>>().join(", ")),
                 });
             }
-            products.extend(matched.map(|site| Product {
+            steps.extend(matched.map(|site| Step {
                 output: site.node.output().to_owned(),
                 word: pattern.clone(),
                 why: "recover.nodes names it".to_owned(),
+                to: To::Blocks,
             }));
         }
-        Ok(Self { products, report })
+        Ok(Self { steps, report })
     }
 
-    /// How many they are: at least one.
+    /// How many steps there are: at least one.
     pub fn count(&self) -> usize {
-        self.products.len()
+        self.steps.len()
     }
 
-    /// Patterns that match the first `count` and nothing else.
-    pub fn words(&self, count: usize) -> Vec<String> {
-        let mut words: Vec<String> = self.first(count).iter().map(|product| product.word.clone()).collect();
+    /// Patterns that match what the first `count` steps keep in blocks, and nothing else.
+    pub fn in_blocks(&self, count: usize) -> Vec<String> {
+        self.words(count, To::Blocks)
+    }
+
+    /// Patterns that match what they keep in floats, and nothing else.
+    pub fn in_floats(&self, count: usize) -> Vec<String> {
+        self.words(count, To::Floats)
+    }
+
+    fn words(&self, count: usize, to: To) -> Vec<String> {
+        let steps = self.taken(count).into_iter().filter(|step| step.to == to);
+        let mut words: Vec<String> = steps.map(|step| step.word.clone()).collect();
         words.dedup();
         words
     }
 
-    fn first(&self, count: usize) -> &[Product] {
-        &self.products[..count.min(self.count())]
+    /// The last of the first `count` steps for each node.
+    fn taken(&self, count: usize) -> Vec<&Step> {
+        let mut seen = HashSet::new();
+        let steps = self.steps[..count.min(self.count())].iter().rev();
+        let mut taken: Vec<&Step> = steps.filter(|step| seen.insert(step.output.as_str())).collect();
+        taken.reverse();
+        taken
     }
 
-    /// Keeps the first `count` in 8-bit blocks. The model is the one that they were found in.
+    /// Takes the first `count` steps. The model is the one that they were found in; what stays float is pinned for the pass that follows.
     pub fn raise(
         &self,
         model: &mut Model,
@@ -184,6 +205,11 @@ impl Products {
         recovering: &mut Recovering<'_>,
     ) -> Result<Report, Error> {
         let mut report = self.report.clone();
+        let taken = self.taken(count);
+        let step = |node: &Node, to| {
+            let mut taken = taken.iter();
+            taken.find(|step| step.to == to && step.output == node.output())
+        };
         let patch = {
             let index = Index::new(&model.graph);
             let (mut names, mut known) = (Names::new(&model.graph), Known::new());
@@ -194,20 +220,22 @@ impl Products {
                 patch: Patch::new(NAME),
             };
             for site in sites(&index, &mut Report::new(NAME)) {
-                let Some(product) = self
-                    .first(count)
-                    .iter()
-                    .find(|product| product.output == site.node.output())
-                else {
-                    continue;
-                };
-                rewrite.product(&site, Bits::Eight, otherwise.block(), recovering)?;
-                report.raise(site.node, product.why.as_str());
-                report.changed += 1;
+                if let Some(product) = step(site.node, To::Blocks) {
+                    rewrite.product(&site, Bits::Eight, otherwise.block(), recovering)?;
+                    report.raise(site.node, product.why.as_str());
+                    report.changed += 1;
+                }
             }
             rewrite.patch
         };
-        if report.changed > 0 {
+        for node in &mut model.graph.nodes {
+            if let Some(float) = step(node, To::Floats) {
+                node.pinned = Some(FLOATS);
+                report.raise(node, format!("in floats: {}", float.why));
+                report.changed += 1;
+            }
+        }
+        if !patch.is_empty() {
             rewrite_main(model, patch)?;
             model.import(nbits::DOMAIN, 1);
         }
@@ -215,75 +243,117 @@ impl Products {
     }
 }
 
-/// Expected squared error relative to the output's power; `None` where there is no output to speak of.
-fn loss(site: &Site<'_>, gram: &Gram, otherwise: Otherwise) -> Option<f64> {
-    let weights = site.matrix();
-    let (inputs, columns) = (gram.size(), weights.len() / gram.size().max(1));
-    let squares: Vec<f64> = (0..inputs).map(|input| gram.mean_square(input)).collect();
-    let error = match otherwise {
-        Otherwise::Integers(grid) => {
-            let step = gram.square_range() / (STEPS * STEPS * UNIFORM);
-            let of_input: f64 = weights
-                .chunks_exact(columns)
-                .zip(&squares)
-                .map(|(row, square)| step.min(*square) * row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>())
-                .sum();
-            of_input
-                + of_weights(
-                    &weights,
-                    columns,
-                    &squares,
-                    inputs,
-                    |low, high| high.max(-low) / f64::from(grid.weights.largest()),
-                    grid.granularity,
-                )
+/// All that could be raised, in order.
+fn hurt<'g>(
+    index: &Index<'g>,
+    sites: &[Site<'g>],
+    otherwise: Otherwise,
+    recovering: &Recovering<'_>,
+    losses: &BTreeMap<String, f64>,
+    report: &mut Report,
+) -> Vec<Hurt<'g>> {
+    let mut hurt = Vec::new();
+    let mut own = HashSet::new();
+    for site in sites {
+        own.insert(site.position);
+        let convolution = site.kind == Kind::Conv;
+        let loss = if convolution {
+            losses.get(site.node.output()).copied()
+        } else {
+            recovering.seen(site).and_then(|gram| loss(site, gram, otherwise))
+        };
+        match loss {
+            Some(loss) => hurt.push(Hurt {
+                loss,
+                weights: site.weights.len(),
+                node: site.node,
+                to: if convolution { To::Floats } else { To::Blocks },
+            }),
+            None if convolution => report.leave(site.node, "only mode Static has integers to compare its floats with"),
+            None => report.leave(site.node, "calibration data says nothing about its input"),
         }
-        Otherwise::FourBits(block) => {
-            let step = |low: f64, high: f64| (high - low) / 15.0;
-            of_weights(&weights, columns, &squares, block, step, Granularity::PerChannel)
-        }
-    };
-    let power = gram.power(&weights, columns);
-    (power > 0.0 && error.is_finite()).then_some(error / power)
+    }
+    let others = index.graph.nodes.iter().enumerate();
+    let others = others.filter(|(position, _)| !own.contains(position));
+    hurt.extend(others.filter_map(|(_, node)| {
+        Some(Hurt {
+            loss: *losses.get(node.output())?,
+            weights: 0,
+            node,
+            to: To::Floats,
+        })
+    }));
+    hurt
 }
 
-/// What rounding blocks of `size` inputs of each column loses: `step` gives the distance of two values from the block's range.
-fn of_weights(
-    weights: &[f32],
-    columns: usize,
-    squares: &[f64],
-    size: usize,
-    step: impl Fn(f64, f64) -> f64,
-    granularity: Granularity,
-) -> f64 {
-    let mut sum = 0.0;
-    for (rows, squares) in weights.chunks(size * columns).zip(squares.chunks(size)) {
-        let (mut low, mut high) = (vec![0.0_f64; columns], vec![0.0_f64; columns]);
-        for row in rows.chunks_exact(columns) {
-            for ((low, high), value) in low.iter_mut().zip(&mut high).zip(row) {
-                *low = low.min(f64::from(*value));
-                *high = high.max(f64::from(*value));
-            }
-        }
-        let steps = low.iter().zip(&high).map(|(low, high)| step(*low, *high).powi(2));
-        #[allow(clippy::cast_precision_loss, reason = "columns of a matrix")]
-        let steps: f64 = match granularity {
-            Granularity::PerChannel => steps.sum(),
-            Granularity::PerTensor => steps.fold(0.0, f64::max) * columns as f64,
+/// The steps that `bounds` leave room for, of nodes of which the worst are the first.
+fn steps(hurt: &[Hurt<'_>], total: usize, bounds: Bounds, words: &Words<'_>, report: &mut Report) -> Vec<Step> {
+    #[allow(clippy::cast_precision_loss, reason = "weights are counted, and far fewer than 2^52")]
+    let fits = |weights: usize| weights as f64 <= bounds.share * total as f64;
+    let (mut taken, mut blocks, mut floats) = (0, 0, 0);
+    let mut steps: Vec<Step> = Vec::new();
+    for Hurt {
+        loss,
+        weights,
+        node,
+        to,
+    } in hurt
+    {
+        let lost = format!("{:.4} % of its output's power", 100.0 * loss);
+        let why = match to {
+            To::Blocks => format!("expected to lose {lost}"),
+            To::Floats => format!("8 bits lose {lost}"),
         };
-        sum += squares.iter().sum::<f64>() * steps / UNIFORM;
+        let (count, most) = match to {
+            To::Blocks => (&mut blocks, MAX_PATTERNS),
+            To::Floats => (&mut floats, bounds.floats),
+        };
+        if *to == To::Floats && !bounds.goal && *loss < SOUND {
+            report.leave(
+                node,
+                format!("{why}: without a goal, only what loses 1 % is kept in floats"),
+            );
+        } else if !fits(taken + weights) {
+            report.leave(node, format!("{why}, and the share is used up by what loses more"));
+        } else if *count == most {
+            report.leave(
+                node,
+                format!("{why}, and {most} others, as many as a recipe can name, lose more"),
+            );
+        } else if let Some(word) = words.of(node) {
+            *count += 1;
+            taken += weights;
+            steps.push(Step {
+                output: node.output().to_owned(),
+                word,
+                why,
+                to: *to,
+            });
+        } else {
+            report.leave(node, UNNAMED);
+        }
     }
-    sum
+    if bounds.goal {
+        let room = bounds.floats.saturating_sub(floats);
+        let products: Vec<Step> = steps
+            .iter()
+            .filter(|step| step.to == To::Blocks)
+            .take(room)
+            .cloned()
+            .collect();
+        steps.extend(products.into_iter().map(|step| Step { to: To::Floats, ..step }));
+    }
+    steps
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
+        calibrate::{Gram, Rows as _},
         passes::{Quantize, Raise, Recovery},
         testing::{Build, noise},
     };
-    use std::collections::BTreeMap;
 
     /// Two products of equal size; the input of the second has one channel that is far larger than the others.
     fn products() -> (Model, BTreeMap<String, Gram>) {
@@ -305,6 +375,17 @@ mod tests {
         (b.finish(&[&outputs[0], &outputs[1]]), grams)
     }
 
+    fn worst(float: &Model, share: f64, recovering: &Recovering<'_>) -> Result<Ladder, Error> {
+        let otherwise = Otherwise::Integers(Quantize::default().grid());
+        let bounds = Bounds {
+            share,
+            goal: false,
+            blocks: true,
+            floats: MAX_PATTERNS,
+        };
+        Ladder::worst(float, bounds, otherwise, recovering, &BTreeMap::new())
+    }
+
     #[test]
     fn the_worst_is_raised_and_the_other_does_not_fit() {
         let (float, grams) = products();
@@ -314,23 +395,19 @@ mod tests {
             ..Recovery::default()
         };
         let mut recovering = Recovering::new(&recovery, &grams);
-        let worst = Products::worst(&float, 0.5, otherwise, &recovering).unwrap();
-        assert_eq!(worst.count(), 1);
+        let ladder = worst(&float, 0.5, &recovering).unwrap();
+        assert_eq!(ladder.count(), 1);
         for count in [0, 1, 9] {
             let mut model = float.clone();
-            let report = worst.raise(&mut model, count, otherwise, &mut recovering).unwrap();
+            let report = ladder.raise(&mut model, count, otherwise, &mut recovering).unwrap();
             assert_eq!((report.changed, report.raised.len()), (count.min(1), count.min(1)));
             let kinds: Vec<&str> = model.graph.nodes.iter().map(|node| node.op_type.as_str()).collect();
             assert_eq!(kinds, ["MatMul", ["MatMul", "MatMulNBits"][count.min(1)]], "{count}");
             assert!(report.left[0].why.contains("the share is used up"), "{:?}", report.left);
         }
-        let error = Products::worst(&float, 0.3, otherwise, &recovering)
-            .unwrap_err()
-            .to_string();
+        let error = worst(&float, 0.3, &recovering).unwrap_err().to_string();
         assert!(error.contains("raise-precision changed nothing"), "{error}");
-        let error = Products::worst(&float, 1.5, otherwise, &recovering)
-            .unwrap_err()
-            .to_string();
+        let error = worst(&float, 1.5, &recovering).unwrap_err().to_string();
         assert!(error.contains("share 1.5"), "{error}");
     }
 
@@ -339,7 +416,7 @@ mod tests {
         let (float, grams) = products();
         let otherwise = Otherwise::Integers(Quantize::default().grid());
         let mut recovering = Recovering::new(&Recovery::default(), &grams);
-        let raised = |products: &Products, recovering: &mut Recovering<'_>| {
+        let raised = |products: &Ladder, recovering: &mut Recovering<'_>| {
             let mut model = float.clone();
             let report = products
                 .raise(&mut model, products.count(), otherwise, recovering)
@@ -347,19 +424,19 @@ mod tests {
             assert_eq!(report.changed, products.count());
             crate::onnx::to_bytes(&model)
         };
-        let worst = Products::worst(&float, 0.5, otherwise, &recovering).unwrap();
-        let again = Products::named(&float, &worst.words(1)).unwrap();
-        assert_eq!(again.words(1), worst.words(1));
-        assert_eq!(raised(&again, &mut recovering), raised(&worst, &mut recovering));
+        let ladder = worst(&float, 0.5, &recovering).unwrap();
+        let again = Ladder::named(&float, &ladder.in_blocks(1)).unwrap();
+        assert_eq!(again.in_blocks(1), ladder.in_blocks(1));
+        assert_eq!(raised(&again, &mut recovering), raised(&ladder, &mut recovering));
 
-        let all = Products::named(&float, &["MatMul".to_owned()]).unwrap();
-        assert_eq!((all.count(), all.words(2)), (2, vec!["MatMul".to_owned()]));
+        let all = Ladder::named(&float, &["MatMul".to_owned()]).unwrap();
+        assert_eq!((all.count(), all.in_blocks(2)), (2, vec!["MatMul".to_owned()]));
         let mut outputs: Vec<String> = float.graph.nodes.iter().map(|node| node.output().to_owned()).collect();
         outputs.reverse();
-        let reversed = Products::named(&float, &outputs).unwrap();
+        let reversed = Ladder::named(&float, &outputs).unwrap();
         assert_eq!(raised(&reversed, &mut recovering), raised(&all, &mut recovering));
 
-        let error = Products::named(&float, &["Gemm".to_owned()]).unwrap_err().to_string();
+        let error = Ladder::named(&float, &["Gemm".to_owned()]).unwrap_err().to_string();
         assert!(
             error.contains("recover.nodes: no matrix product") && error.contains(&outputs[0]),
             "{error}"
