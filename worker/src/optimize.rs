@@ -298,20 +298,24 @@ impl Work<'_, '_> {
         // Inputs and outputs that are bytes are given and taken as floats, as the baseline's.
         let floats = (onnx::floats_around(&mut made)? > 0).then_some(made);
         progress(Step::Verify);
-        let (candidate, waited) = rayon::join(
-            || {
-                let session = match &floats {
-                    Some(made) => runtime.open_model(made, &once),
-                    None => runtime.open(request.output, &once),
-                };
-                reference::run(session, "candidate", probe)
-            },
-            || {
+        // A thread of its own waits: the baseline's needs rayon's threads to end, and one of them that waited for it could hold up its work.
+        let (candidate, waited) = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
                 reference.wait()?;
                 scratch.remove();
                 Ok::<_, Error>(())
-            },
-        );
+            });
+            let session = match &floats {
+                Some(made) => runtime.open_model(made, &once),
+                None => runtime.open(request.output, &once),
+            };
+            let candidate = reference::run(session, "candidate", probe);
+            let waited = waiting.join();
+            (
+                candidate,
+                waited.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            )
+        });
         waited?;
         Ok(OptimizeReport {
             opset_before: upgraded.before,
