@@ -388,6 +388,8 @@ mod ends_tests;
 #[cfg(test)]
 mod given_tests;
 #[cfg(test)]
+mod ocr_tests;
+#[cfg(test)]
 mod opset_tests;
 #[cfg(test)]
 mod padding_tests;

@@ -198,6 +198,16 @@ pub(crate) fn silero() -> PathBuf {
     required("ASSAYER_SILERO")
 }
 
+/// Path of a real model that finds lines of text.
+pub(crate) fn ocr_finder() -> PathBuf {
+    required("ASSAYER_OCR").join("ch_PP-OCRv4_det_infer.onnx")
+}
+
+/// Path of a real model that reads a line of text.
+pub(crate) fn ocr_reader() -> PathBuf {
+    required("ASSAYER_OCR").join("ch_PP-OCRv4_rec_infer.onnx")
+}
+
 fn run_session(mut session: Session, inputs: &[Tensor]) -> Vec<Tensor> {
     let mut outputs = Vec::new();
     session

