@@ -269,7 +269,10 @@ fn hurt<'g>(
                 node: site.node,
                 to: if convolution { To::Floats } else { To::Blocks },
             }),
-            None if convolution => report.leave(site.node, "only mode Static has integers to compare its floats with"),
+            None if convolution => report.leave(
+                site.node,
+                "only convolutions to which mode Static gives integers are raised",
+            ),
             None => report.leave(site.node, "calibration data says nothing about its input"),
         }
     }
