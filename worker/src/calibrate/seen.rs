@@ -38,14 +38,16 @@ impl Seen {
     pub(super) fn add(&mut self, rank: usize, values: &[f32]) -> Result<(), f32> {
         self.rank_varies |= self.rank.replace(rank).is_some_and(|before| before != rank);
         let extent = match &mut self.kept {
+            Kept::Nothing => Extent::of(values)?,
+            Kept::Average(average) => {
+                let extent = Extent::of(values)?;
+                average.add(extent);
+                extent
+            }
             Kept::Histogram(histogram) => histogram.take_in(values)?,
-            Kept::Nothing | Kept::Average(_) => Extent::of(values)?,
         };
         self.extent.merge(extent);
         self.extremes.add(extent);
-        if let Kept::Average(average) = &mut self.kept {
-            average.add(extent);
-        }
         Ok(())
     }
 

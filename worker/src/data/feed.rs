@@ -304,18 +304,9 @@ fn shape(input: &Input, source: &StagedInput, width: usize, count: usize) -> Res
 /// The size of which `count` dimensions hold `elements`, if there is one.
 fn root(elements: usize, count: usize) -> Option<usize> {
     let power = u32::try_from(count).ok()?;
-    let holds = |size: usize| size.checked_pow(power).unwrap_or(usize::MAX);
-    // Halving: the largest size that holds no more.
-    let (mut low, mut high) = (0, elements.saturating_add(1));
-    while high - low > 1 {
-        let middle = low.midpoint(high);
-        if holds(middle) <= elements {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    (holds(low) == elements).then_some(low)
+    let holds = |size: &usize| size.checked_pow(power).unwrap_or(usize::MAX);
+    let size = (0..=elements).find(|size| holds(size) >= elements)?;
+    (holds(&size) == elements).then_some(size)
 }
 
 /// What is declared, for people.

@@ -5,8 +5,9 @@
 //! another's rounded values, so that one run tells of all. Chooses nothing, and never changes the model that is quantized.
 
 use super::{
-    Error, Granularity, Quantize, Report,
+    Error, Quantize, Report,
     layout::{self, Layout},
+    raise_precision::NAME,
     region::{Member, Rounding},
     site::{Kind, Site},
     static_plan::Plan,
@@ -18,7 +19,6 @@ use crate::{
 };
 use std::collections::{BTreeMap, HashMap};
 
-const NAME: &str = "raise-precision";
 /// A channel with less of the mean power of all (30 dB) counts as if it had so much: there is nothing in it to lose.
 const QUIET: f64 = 1e-3;
 /// From here on a sum gets its axes as an input.
@@ -183,21 +183,9 @@ impl<'g> Writing<'_, 'g, '_> {
 
     /// What is left of `made` in the 8 bits of `value`.
     fn eight_bits(&mut self, value: &str, made: &str) -> Result<String, Error> {
-        let affine = self.plan.affine(value).ok_or_else(|| Error::NoEffect {
-            pass: NAME,
-            why: format!("{} has no range", shown(value)),
-        })?;
-        let (scale, zero_point) = self.layout.affine(value, affine, self.settings.activations)?;
-        let values = self.layout.names.fresh(value, "/q");
-        let rounded = self.layout.names.fresh(value, "/rounded");
-        self.nodes.push(layout::quantize(made, &scale, &zero_point, &values));
-        let packed = layout::Packed {
-            values,
-            scale,
-            zero_point,
-        };
-        self.nodes
-            .push(layout::dequantize(&packed, 0, Granularity::PerTensor, &rounded));
+        let affine = self.plan.affine(value)?;
+        let (nodes, rounded) = self.layout.rounded(value, made, affine, self.settings.activations)?;
+        self.nodes.extend(nodes);
         Ok(rounded)
     }
 

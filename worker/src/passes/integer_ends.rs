@@ -6,8 +6,8 @@
 //! Signed bytes are not offered: ONNX Runtime 1.32 computes with floats behind an input of these.
 
 use super::{
-    Activations, Error, Granularity, Left, Report,
-    layout::{self, Layout, Packed},
+    Activations, Error, Left, Report,
+    layout::{self, Layout},
     weights,
 };
 use crate::{
@@ -95,17 +95,7 @@ fn round_scores(model: &mut Model, observed: &BTreeMap<String, Observed>) -> Res
             .get(scores)
             .and_then(|seen| weights::affine(seen.reach, Activations::UInt8));
         let Some(affine) = range else { continue };
-        let (scale, zero_point) = layout.affine(scores, affine, Activations::UInt8)?;
-        let packed = Packed {
-            values: layout.names.fresh(scores, "/q"),
-            scale,
-            zero_point,
-        };
-        let rounded = layout.names.fresh(scores, "/x");
-        let nodes = [
-            layout::quantize(scores, &packed.scale, &packed.zero_point, &packed.values),
-            layout::dequantize(&packed, 0, Granularity::PerTensor, &rounded),
-        ];
+        let (nodes, rounded) = layout.rounded(scores, scores, affine, Activations::UInt8)?;
         layout.patch.insert_before(position, nodes);
         layout.patch.rewire(position, 0, &rounded);
     }

@@ -61,6 +61,33 @@ impl Layout {
         Ok((self.add(scale), self.add(zero_point)))
     }
 
+    /// Names of an activation in 8 bits, its scale and zero point as initializers.
+    pub(super) fn activation(&mut self, of: &str, affine: Affine, kind: Activations) -> Result<Packed, Error> {
+        let (scale, zero_point) = self.affine(of, affine, kind)?;
+        Ok(Packed {
+            values: self.names.fresh(of, "/q"),
+            scale,
+            zero_point,
+        })
+    }
+
+    /// Nodes that leave of `made` what the 8 bits of the value `of` can hold, and the name of that.
+    pub(super) fn rounded(
+        &mut self,
+        of: &str,
+        made: &str,
+        affine: Affine,
+        kind: Activations,
+    ) -> Result<([Node; 2], String), Error> {
+        let packed = self.activation(of, affine, kind)?;
+        let rounded = self.names.fresh(of, "/x");
+        let nodes = [
+            quantize(made, &packed.scale, &packed.zero_point, &packed.values),
+            dequantize(&packed, 0, Granularity::PerTensor, &rounded),
+        ];
+        Ok((nodes, rounded))
+    }
+
     /// Packed weights with scale and zero point; the same as before where a tensor is used twice in the same way.
     pub(super) fn weights(
         &mut self,

@@ -15,11 +15,11 @@ use super::{
     region::{Member, Rounding},
     site::{Kind, Site, sites},
     static_plan::Plan,
-    weights::{self, Affine},
+    weights,
 };
 use crate::{
     calibrate::Observed,
-    onnx::{Index, Model, Names, Node, Patch, Tensor, rewrite, shown},
+    onnx::{Index, Model, Names, Node, Patch, Tensor, rewrite},
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -27,6 +27,7 @@ pub use super::static_plan::taps;
 
 /// Name in reports.
 pub(crate) const NAME: &str = "quantize-static";
+
 /// Quantizes every site whose tensors have a usable range, weights to the nearest step.
 pub fn apply(model: &mut Model, settings: &Quantize, observed: &BTreeMap<String, Observed>) -> Result<Report, Error> {
     apply_recovering(model, settings, observed, &mut Recovering::default())
@@ -111,25 +112,25 @@ fn main(
     layout: &mut Layout,
     recovering: &mut Recovering<'_>,
 ) -> Result<usize, Error> {
-    let (affine, activations) = (|name: &str| plan.affine(name), HashMap::new());
     let mut rewrite = Rewrite {
+        plan,
         index,
         settings,
         layout,
-        activations,
+        activations: HashMap::new(),
         written: HashSet::new(),
         recovering,
     };
-    rewrite.outputs(&plan.sites, &plan.members, &affine)?;
+    rewrite.outputs()?;
     for member in &plan.members {
-        rewrite.member(member, &affine)?;
+        rewrite.member(member)?;
     }
     for site in &plan.sites {
         let rank = plan.rank(site.input());
         if site.kind == Kind::Conv || settings.activations == Activations::Int8 || settings.format == Format::Qdq {
-            rewrite.between(site, rank == Some(2), &affine)?;
+            rewrite.between(site, rank == Some(2))?;
         } else {
-            rewrite.product(site, rank, &affine)?;
+            rewrite.product(site, rank)?;
         }
     }
     Ok(plan.members.len() + plan.sites.len())
@@ -142,7 +143,8 @@ struct Activation {
     scale: f32,
 }
 
-struct Rewrite<'i, 'g, 's> {
+struct Rewrite<'i, 'g, 'o, 's> {
+    plan: &'i Plan<'g, 'o>,
     index: &'i Index<'g>,
     settings: &'i Quantize,
     layout: &'i mut Layout,
@@ -153,24 +155,23 @@ struct Rewrite<'i, 'g, 's> {
     recovering: &'i mut Recovering<'s>,
 }
 
-type Affines<'a> = &'a dyn Fn(&str) -> Option<Affine>;
-
-impl<'g> Rewrite<'_, 'g, '_> {
+impl<'g> Rewrite<'_, 'g, '_, '_> {
     /// Names the quantized form of everything that integer kernels make, before anything reads it.
-    fn outputs(&mut self, sites: &[Site<'g>], members: &[Member<'g>], affine: Affines<'_>) -> Result<(), Error> {
+    fn outputs(&mut self) -> Result<(), Error> {
+        let plan = self.plan;
         let activation = |position: usize, own: usize| Some(position).filter(|position| *position != own);
-        for site in sites.iter().filter(|site| site.kind == Kind::Conv) {
+        for site in plan.sites.iter().filter(|site| site.kind == Kind::Conv) {
             let (position, output) = site.result(self.index);
-            self.name_activation(output, affine)?;
+            self.name_activation(output)?;
             self.written.insert(output.to_owned());
             self.activation(activation(position, site.position));
         }
-        for member in members {
+        for member in &plan.members {
             for output in member.outputs(self.index) {
                 match member.inputs().next().filter(|_| member.rounding == Rounding::Kept) {
-                    None => drop(self.name_activation(output, affine)?),
+                    None => drop(self.name_activation(output)?),
                     Some(input) => {
-                        let mut kept = self.name_activation(input, affine)?;
+                        let mut kept = self.name_activation(input)?;
                         kept.packed.values = self.layout.names.fresh(output, "/q");
                         self.activations.insert(output.to_owned(), kept);
                     }
@@ -191,23 +192,14 @@ impl<'g> Rewrite<'_, 'g, '_> {
         }
     }
 
-    fn name_activation(&mut self, value: &str, affine: Affines<'_>) -> Result<Activation, Error> {
+    fn name_activation(&mut self, value: &str) -> Result<Activation, Error> {
         if let Some(known) = self.activations.get(value) {
             return Ok(known.clone());
         }
-        let chosen = affine(value).ok_or_else(|| Error::NoEffect {
-            pass: NAME,
-            why: format!("{} has no range", shown(value)),
-        })?;
-        let (scale, zero_point) = self.layout.affine(value, chosen, self.settings.activations)?;
-        let values = self.layout.names.fresh(value, "/q");
+        let affine = self.plan.affine(value)?;
         let activation = Activation {
-            packed: Packed {
-                values,
-                scale,
-                zero_point,
-            },
-            scale: chosen.scale,
+            packed: self.layout.activation(value, affine, self.settings.activations)?,
+            scale: affine.scale,
         };
         self.activations.insert(value.to_owned(), activation.clone());
         Ok(activation)
@@ -232,8 +224,8 @@ impl<'g> Rewrite<'_, 'g, '_> {
     }
 
     /// The quantized form of a value that is read, made here unless an integer kernel makes it.
-    fn input(&mut self, input: &str, affine: Affines<'_>) -> Result<Activation, Error> {
-        let activation = self.name_activation(input, affine)?;
+    fn input(&mut self, input: &str) -> Result<Activation, Error> {
+        let activation = self.name_activation(input)?;
         if self.written.insert(input.to_owned()) {
             let packed = &activation.packed;
             let node = layout::quantize(input, &packed.scale, &packed.zero_point, &packed.values);
@@ -244,11 +236,11 @@ impl<'g> Rewrite<'_, 'g, '_> {
     }
 
     /// An operator between integer kernels, which ONNX Runtime fuses with the nodes around it or which takes bytes itself.
-    fn member(&mut self, member: &Member<'g>, affine: Affines<'_>) -> Result<(), Error> {
+    fn member(&mut self, member: &Member<'g>) -> Result<(), Error> {
         let mut node = member.node.clone();
         let mut nodes = Vec::new();
         for (slot, input) in member.inputs().enumerate() {
-            let packed = self.input(input, affine)?.packed;
+            let packed = self.input(input)?.packed;
             if node.is("Pad") {
                 node.inputs[0] = packed.values;
                 if node.inputs.len() > 2 || node.attribute("mode").is_none() {
@@ -281,8 +273,8 @@ impl<'g> Rewrite<'_, 'g, '_> {
     }
 
     /// A matrix product as one integer operator with its bias; `rank` is that of its input, if it never varies.
-    fn product(&mut self, site: &Site<'_>, rank: Option<usize>, affine: Affines<'_>) -> Result<(), Error> {
-        let activation = self.input(site.input(), affine)?;
+    fn product(&mut self, site: &Site<'_>, rank: Option<usize>) -> Result<(), Error> {
+        let activation = self.input(site.input())?;
         let product = Product::new(self.layout, self.index, site, self.settings, rank, self.recovering)?;
         let nodes = product.of_quantized(self.layout, &activation.packed);
         self.layout.patch.replace(site.position, nodes);
@@ -290,8 +282,8 @@ impl<'g> Rewrite<'_, 'g, '_> {
     }
 
     /// A float operator between Dequantize nodes, which ONNX Runtime fuses. `matrix`: the input has two dimensions.
-    fn between(&mut self, site: &Site<'_>, matrix: bool, affine: Affines<'_>) -> Result<(), Error> {
-        let activation = self.input(site.input(), affine)?;
+    fn between(&mut self, site: &Site<'_>, matrix: bool) -> Result<(), Error> {
+        let activation = self.input(site.input())?;
         let output = site.node.output().to_owned();
         let mut nodes = Vec::new();
         let mut node = site.node.clone();

@@ -17,7 +17,7 @@ use crate::onnx::{Index, Model, Names, Node, Patch, rewrite_main, shown};
 use assayer_crds::stages::MAX_PATTERNS;
 use std::collections::{BTreeMap, HashSet};
 
-const NAME: &str = "raise-precision";
+pub(super) const NAME: &str = "raise-precision";
 /// Weights that share a scale where other products have one for each channel: the fastest of the sizes that ONNX Runtime has.
 const BLOCK: usize = 128;
 /// What loses less (of its output's power) is sound in 8 bits, where no goal says otherwise: its floats cost time and bytes.

@@ -2,7 +2,7 @@
 //! value. Chooses by the graph and by what calibration saw; writes nothing.
 
 use super::{
-    Activations, Quantize, Report, convolution, logarithm,
+    Activations, Error, Quantize, Report, convolution, logarithm,
     quantize_static::NAME,
     region::{self, Member, Rounding},
     saturation,
@@ -120,9 +120,12 @@ impl<'g, 'o> Plan<'g, 'o> {
         Self { sites, members, values }
     }
 
-    /// Scale and zero point of a value; none where it has no usable range.
-    pub(super) fn affine(&self, name: &str) -> Option<Affine> {
-        self.values.affine(name)
+    /// Scale and zero point of a value. Those that what is quantized reads and makes have one.
+    pub(super) fn affine(&self, name: &str) -> Result<Affine, Error> {
+        self.values.affine(name).ok_or_else(|| Error::NoEffect {
+            pass: NAME,
+            why: format!("{} has no range", shown(name)),
+        })
     }
 
     /// Its number of dimensions, where that never varies.
@@ -162,6 +165,7 @@ impl<'g, 'o> Values<'g, 'o> {
         }
     }
 
+    /// None where it has no usable range.
     fn affine(&self, name: &str) -> Option<Affine> {
         let seen = self.observed.get(name)?;
         // What leaves the model is an answer: it is never cut where an answer may lie.
