@@ -20,6 +20,7 @@ mod sandbox;
 mod score;
 pub mod session;
 pub mod storage;
+mod threads;
 
 #[cfg(test)]
 mod testing;

@@ -22,6 +22,7 @@ use crate::{
     onnx::{self, Limits, Model, Tensor},
     passes::{self, Report, Simplify},
     session::{self, Runtime},
+    threads::joined,
 };
 use reference::{Baseline, Reference};
 use scratch::Scratch;
@@ -310,11 +311,7 @@ impl Work<'_, '_> {
                 None => runtime.open(request.output, &once),
             };
             let candidate = reference::run(session, "candidate", probe);
-            let waited = waiting.join();
-            (
-                candidate,
-                waited.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            )
+            (candidate, joined(waiting))
         });
         waited?;
         Ok(OptimizeReport {

@@ -5,6 +5,7 @@ use super::Error;
 use crate::{
     onnx::{Aside, Index, Model, Tensor, shown},
     session::{self, Options, Runtime, Session},
+    threads::joined,
 };
 use std::{
     collections::BTreeMap,
@@ -68,9 +69,7 @@ impl<'s> Reference<'s> {
     /// Waits for the end of the run, after which its memory is free again. Says once why it failed.
     pub(super) fn wait(&mut self) -> Result<(), Error> {
         if let Some(running) = self.running.take() {
-            self.outputs = running
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            self.outputs = joined(running)?;
         }
         Ok(())
     }

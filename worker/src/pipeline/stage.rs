@@ -16,6 +16,7 @@ use crate::failure::{Failure, Result, disk};
 use crate::layout::{Layout, clear, write_note};
 use crate::score::{STAGED, StagedModel, StagedModels};
 use crate::storage::{self, Access, Error, Fetched};
+use crate::threads::joined;
 
 /// Where data sets lie until they are split.
 const SCRATCH: &str = "fetched";
@@ -162,11 +163,7 @@ fn in_place<T>(uri: &str, file: &Path, read: impl FnOnce(&Path) -> Result<T, Fai
     let (result, described) = std::thread::scope(|scope| {
         let described = scope.spawn(|| storage::describe(file));
         let result = read(file);
-        let described = described.join();
-        (
-            result,
-            described.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-        )
+        (result, joined(described))
     });
     let (result, described) = (result?, described?);
     if stamp()? != before {
