@@ -13,7 +13,7 @@ use crate::{
     passes::{Bits, Blocks, Format, Mode, Quantize, Raise, Recovery},
     session, testing,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Rows of dots, from the top; the highest of five bits is on the left.
 const DIGITS: [[u8; 7]; 10] = [
@@ -113,24 +113,57 @@ fn outputs(model: &Path, batches: &[Vec<Tensor>]) -> Vec<Vec<f32>> {
     outputs
 }
 
-fn make(model: &Path, stage: Stage, rows: fn(u64) -> Vec<Vec<Tensor>>, output: &Path) -> Result<OptimizeReport, Error> {
-    let request = Request {
-        model,
-        output,
-        stages: &[stage],
-        threads: 1,
-        limits: Limits::default(),
-        given: Given::default(),
-    };
-    let samples = || -> Box<dyn Iterator<Item = _>> { Box::new(rows(100).into_iter().map(Ok)) };
-    optimize(&testing::runtime(), &request, &samples, &mut |_| {})
+/// A model's candidates, in a folder of their own, and the rows that they are judged by.
+struct Trial {
+    model: PathBuf,
+    folder: tempfile::TempDir,
+    rows: fn(u64) -> Vec<Vec<Tensor>>,
+}
+
+impl Trial {
+    fn new(model: PathBuf, rows: fn(u64) -> Vec<Vec<Tensor>>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { model, folder, rows }
+    }
+
+    fn baseline(&self) -> Vec<Vec<f32>> {
+        outputs(&self.model, &(self.rows)(0))
+    }
+
+    fn make(&self, stage: &Stage) -> Result<(PathBuf, OptimizeReport), Error> {
+        let output = self.folder.path().join("candidate.onnx");
+        let request = Request {
+            model: &self.model,
+            output: &output,
+            stages: std::slice::from_ref(stage),
+            threads: 1,
+            limits: Limits::default(),
+            given: Given::default(),
+        };
+        let samples = || -> Box<dyn Iterator<Item = _>> { Box::new((self.rows)(100).into_iter().map(Ok)) };
+        let report = optimize(&testing::runtime(), &request, &samples, &mut |_| {})?;
+        Ok((output, report))
+    }
+
+    /// What the candidate gives, whose size is below so many hundredths.
+    fn candidate(&self, stage: &Stage, size: u64) -> Vec<Vec<f32>> {
+        let (output, report) = self.make(stage).unwrap();
+        assert!(
+            report.bytes_after * 100 < report.bytes_before * size,
+            "{stage:?}: {} of {}",
+            report.bytes_after,
+            report.bytes_before
+        );
+        outputs(&output, &(self.rows)(0))
+    }
 }
 
 /// In ONNX's own operators, so that nothing is chosen by what it takes on a busy machine.
-fn integers(mode: Mode) -> Stage {
+fn integers(mode: Mode, recovery: Recovery) -> Stage {
     Stage::Quantize(Quantize {
         mode,
         format: Format::Qdq,
+        recovery,
         ..Quantize::default()
     })
 }
@@ -169,59 +202,58 @@ fn cosine(left: &[f32], right: &[f32]) -> f64 {
     dot(left, right) / (dot(left, left) * dot(right, right)).sqrt()
 }
 
+/// The mean cosine of what both gave for each row.
+fn alike(before: &[Vec<f32>], after: &[Vec<f32>]) -> f64 {
+    let pairs = before.iter().zip(after);
+    pairs.map(|(left, right)| cosine(left, right)).sum::<f64>() / before.len() as f64
+}
+
 #[test]
 fn a_real_reader_reads_the_same_lines() {
-    let folder = tempfile::tempdir().unwrap();
-    let (output, model) = (folder.path().join("candidate.onnx"), testing::ocr_reader());
-    let rows = lines(0);
-    let before = outputs(&model, &rows);
+    let trial = Trial::new(testing::ocr_reader(), lines);
+    let before = trial.baseline();
     let read: Vec<Vec<usize>> = before.iter().map(|steps| text(steps)).collect();
     let digits: usize = read.iter().map(Vec::len).sum();
     assert!(
-        digits * 10 > rows.len() * COUNT * 8,
+        digits * 10 > before.len() * COUNT * 8,
         "there is something to read: {read:?}"
     );
     for (stage, size, least) in [
-        (integers(Mode::Dynamic), 45, 0.99),
-        (integers(Mode::Static), 32, 0.97),
+        (integers(Mode::Dynamic, Recovery::default()), 45, 0.99),
+        (integers(Mode::Static, Recovery::default()), 32, 0.97),
         (four_bits(false), 72, 0.99),
         (four_bits(true), 72, 0.99),
     ] {
-        let report = make(&model, stage.clone(), lines, &output).unwrap();
+        let after = trial.candidate(&stage, size);
+        let alike = alike(&before, &after);
+        let pairs = read.iter().zip(&after);
+        let same = pairs.filter(|(read, steps)| **read == text(steps)).count();
+        assert!(alike > least, "{stage:?}: {alike}, {same} of {} the same", read.len());
         assert!(
-            report.bytes_after * 100 < report.bytes_before * size,
-            "{stage:?}: {} of {}",
-            report.bytes_after,
-            report.bytes_before
-        );
-        let after = outputs(&output, &rows);
-        let alike: f64 = before.iter().zip(&after).map(|(a, b)| cosine(a, b)).sum::<f64>() / rows.len() as f64;
-        let same = read
-            .iter()
-            .zip(&after)
-            .filter(|(read, steps)| **read == text(steps))
-            .count();
-        assert!(alike > least, "{stage:?}: {alike}, {same} of {} the same", rows.len());
-        assert!(
-            same * 4 >= rows.len() * 3,
+            same * 4 >= read.len() * 3,
             "{stage:?}: {same} of {} the same, {alike}",
-            rows.len()
+            read.len()
         );
     }
 }
 
 #[test]
 fn a_real_finder_finds_the_same_lines() {
-    let folder = tempfile::tempdir().unwrap();
-    let (output, model) = (folder.path().join("candidate.onnx"), testing::ocr_finder());
-    let rows = pages(0);
-    let before = outputs(&model, &rows);
+    let trial = Trial::new(testing::ocr_finder(), pages);
+    let before = trial.baseline();
     let ink = before.iter().flatten().filter(|share| **share > SURE).count();
     let all: usize = before.iter().map(Vec::len).sum();
     assert!(
         ink * 20 > all && ink * 2 < all,
         "there is something to find: {ink} of {all}"
     );
+    let found = |maps: Vec<Vec<f32>>| -> Vec<Vec<f32>> {
+        let sure = |share: f32| f32::from(u8::from(share > SURE));
+        maps.into_iter()
+            .map(|map| map.into_iter().map(sure).collect())
+            .collect()
+    };
+    let before = found(before);
     let raised = Recovery {
         raise: Some(Raise::Worst {
             share: 0.5,
@@ -229,39 +261,15 @@ fn a_real_finder_finds_the_same_lines() {
         }),
         ..Recovery::default()
     };
-    for (mode, recovery, size, least) in [
-        (Mode::Dynamic, Recovery::default(), 52, 0.98),
+    for (stage, size, least) in [
+        (integers(Mode::Dynamic, Recovery::default()), 52, 0.98),
         // Thin lines of a map lose at their rims what decides between text and paper.
-        (Mode::Static, Recovery::default(), 35, 0.88),
-        (Mode::Static, raised, 70, 0.97),
+        (integers(Mode::Static, Recovery::default()), 35, 0.88),
+        (integers(Mode::Static, raised), 70, 0.97),
     ] {
-        let stage = Stage::Quantize(Quantize {
-            mode,
-            format: Format::Qdq,
-            recovery,
-            ..Quantize::default()
-        });
-        let report = make(&model, stage, pages, &output).unwrap();
-        assert!(
-            report.bytes_after * 100 < report.bytes_before * size,
-            "{mode:?}: {} of {}",
-            report.bytes_after,
-            report.bytes_before
-        );
-        let after = outputs(&output, &rows);
-        let found = |map: &[f32]| {
-            map.iter()
-                .map(|share| f32::from(u8::from(*share > SURE)))
-                .collect::<Vec<_>>()
-        };
-        let alike: f64 = before
-            .iter()
-            .zip(&after)
-            .map(|(a, b)| cosine(&found(a), &found(b)))
-            .sum::<f64>()
-            / rows.len() as f64;
-        assert!(alike > least, "{mode:?}: {alike}");
+        let alike = alike(&before, &found(trial.candidate(&stage, size)));
+        assert!(alike > least, "{stage:?}: {alike}");
     }
-    let error = make(&model, four_bits(true), pages, &output).unwrap_err().to_string();
+    let error = trial.make(&four_bits(true)).unwrap_err().to_string();
     assert!(error.contains("no convolution with block-wise weights"), "{error}");
 }

@@ -60,13 +60,9 @@ fn a_convolution_that_loses_much_stays_float_until_the_goal_is_reached_and_a_rec
     let float = ruined();
     for format in [Format::QOperator, Format::Qdq] {
         let raise = |goal| Some(Raise::Worst { share: 0.6, goal });
-        let (bytes, report) = made(
-            &float,
-            &stages(vec![], format, raise(Some(0.99))),
-            Given::default(),
-            &samples,
-        )
-        .unwrap();
+        let candidate =
+            |except, raise| made(&float, &stages(except, format, raise), Given::default(), &samples).unwrap();
+        let (bytes, report) = candidate(vec![], raise(Some(0.99)));
         let raised = pass(&report, "raise-precision");
         assert!(raised.note.contains("reaches the goal of 0.99"), "{}", raised.note);
         assert!(
@@ -80,28 +76,15 @@ fn a_convolution_that_loses_much_stays_float_until_the_goal_is_reached_and_a_rec
             chosen.raised.is_empty() && chosen.left.len() == raised.changed,
             "{chosen:?}"
         );
-        let (again, _) = made(
-            &float,
-            &stages(chosen.left.clone(), format, None),
-            Given::default(),
-            &samples,
-        )
-        .unwrap();
+        let (again, _) = candidate(chosen.left.clone(), None);
         assert!(again == bytes, "the same nodes, named");
 
-        let (all, report) = made(
-            &float,
-            &stages(vec![], format, raise(Some(0.5))),
-            Given::default(),
-            &samples,
-        )
-        .unwrap();
-        let raised = pass(&report, "raise-precision");
-        let few = raised.changed;
-        let (none, _) = made(&float, &stages(vec![], format, None), Given::default(), &samples).unwrap();
+        let (all, report) = candidate(vec![], raise(Some(0.5)));
+        let few = pass(&report, "raise-precision").changed;
+        let (none, _) = candidate(vec![], None);
         assert_eq!(all == none, few == 0, "nothing is raised that need not be");
 
-        let (_, report) = made(&float, &stages(vec![], format, raise(None)), Given::default(), &samples).unwrap();
+        let (_, report) = candidate(vec![], raise(None));
         let raised = pass(&report, "raise-precision");
         assert!(
             raised.changed < 3 && raised.left.iter().any(|left| left.why.contains("without a goal")),
