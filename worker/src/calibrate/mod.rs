@@ -55,7 +55,8 @@ impl Method {
     fn spelled(self) -> String {
         match self {
             Self::MinMax => "MinMax".to_owned(),
-            Self::MovingAverage(constant) => format!("MovingAverage {constant}"),
+            // Before there were words behind the number, the average began with the first run instead of the mean of the first ones.
+            Self::MovingAverage(constant) => format!("MovingAverage {constant} from the mean of the first runs"),
             Self::Entropy => "Entropy".to_owned(),
             Self::Percentile(percentile) => format!("Percentile {percentile}"),
             Self::MeanSquaredError => "MeanSquaredError".to_owned(),
