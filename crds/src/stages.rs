@@ -125,7 +125,7 @@ pub struct Recover {
     /// `Equalization` evens out channels between neighbouring layers (arXiv:1906.04721); it needs no data and goes before `SmoothQuant` and
     /// mode `Static` or `Dynamic` with `granularity: PerTensor`. The others go
     /// after any `quantize`, in any order: `GPTQ` rounds each weight of matrix products so that the errors of a product make each other
-    /// good (arXiv:2210.17323); `BiasCorrection` moves the mean error of each output into its bias (arXiv:1906.04721); `RaisePrecision`
+    /// good (arXiv:2210.17323); `BiasCorrection` moves the mean error of each output of products and convolutions into its bias (arXiv:1906.04721); `RaisePrecision`
     /// keeps what loses most more precise: matrix products in 8-bit blocks, or in floats where those do not reach the goal; after mode
     /// `Static`, convolutions and what lies between them in floats.
     pub method: RecoverMethod,

@@ -10,6 +10,7 @@ mod extremes;
 mod gram;
 mod histogram;
 mod magnitudes;
+mod means;
 mod range;
 mod seen;
 mod squared_error;
@@ -21,6 +22,7 @@ pub use self::{
     gram::Gram,
     histogram::Histogram,
     magnitudes::magnitudes,
+    means::Means,
     range::{Extent, Range},
     sums::sums,
     table::{Key, Tables, Unused, load, save},
@@ -165,6 +167,8 @@ pub struct Wanted<'w> {
     pub method: Method,
     /// Tensors whose rows are kept in some form.
     pub rows: &'w [String],
+    /// Tensors whose channels' means are kept.
+    pub means: &'w [String],
 }
 
 /// What calibration learned, by name.
@@ -174,6 +178,8 @@ pub struct Learned<T> {
     pub ranges: BTreeMap<String, Observed>,
     /// Of rows.
     pub rows: BTreeMap<String, T>,
+    /// Of channels.
+    pub means: BTreeMap<String, Means>,
 }
 
 /// Runs `batches` through `model` once and gives what was learned of the tensors in `wanted`.
@@ -193,7 +199,9 @@ pub fn observe<T: Rows + Send>(
     let new = |name: &String| (name.clone(), Seen::new(method));
     let mut seen: BTreeMap<String, Seen> = wanted.ranges.iter().map(new).collect();
     let mut rows: BTreeMap<String, T> = BTreeMap::new();
-    let taps: BTreeSet<String> = wanted.ranges.iter().chain(wanted.rows).cloned().collect();
+    let mut means: BTreeMap<String, Means> = BTreeMap::new();
+    let taps = wanted.ranges.iter().chain(wanted.rows).chain(wanted.means);
+    let taps: BTreeSet<String> = taps.cloned().collect();
     let taps: Vec<String> = taps.into_iter().collect();
     each_run(runtime, threads, model, &taps, batches, progress, &mut |run| {
         side_by_side(&mut seen, run, |seen, tap| {
@@ -204,6 +212,14 @@ pub fn observe<T: Rows + Send>(
             if !rows.contains_key(tap.name) {
                 rows.insert(tap.name.to_owned(), T::new(tap.row()));
             }
+        }
+        for tap in run
+            .iter()
+            .filter(|tap| wanted.means.iter().any(|name| name == tap.name))
+        {
+            let channels = tap.dims.get(1).copied().unwrap_or(0);
+            let means = means.entry(tap.name.to_owned()).or_insert_with(|| Means::new(channels));
+            means.add(tap.dims, tap.values).map_err(|value| tap.not_finite(value))?;
         }
         side_by_side(&mut rows, run, |rows, tap| {
             Extent::of(tap.values).map_err(|value| tap.not_finite(value))?;
@@ -221,6 +237,7 @@ pub fn observe<T: Rows + Send>(
     Ok(Learned {
         ranges: ranges.collect::<Result<_, Error>>()?,
         rows,
+        means,
     })
 }
 
@@ -238,6 +255,7 @@ pub fn calibrate(
         ranges: taps,
         method,
         rows: &[],
+        means: &[],
     };
     observe::<Channels>(runtime, threads, model, &wanted, batches, progress).map(|learned| learned.ranges)
 }
@@ -255,6 +273,7 @@ pub fn rows<T: Rows + Send>(
         ranges: &[],
         method: Method::MinMax,
         rows: taps,
+        means: &[],
     };
     observe(runtime, threads, model, &wanted, batches, progress).map(|learned| learned.rows)
 }

@@ -8,12 +8,14 @@ use super::{
     Error, kernels, pace,
     quantization::{Form, Quantization},
     regions,
-    stage::{Applied, Calibration, rows_for},
+    stage::{Applied, Calibration, Sought, inputs},
 };
 use crate::{
-    calibrate::{Gram, Learned},
+    calibrate::Observed,
     onnx::Model,
-    passes::{Format, Mode, Quantize, Recovery, Report, choice, integer_ends, quantize_static, quantize_tables},
+    passes::{
+        Format, Inputs, Mode, Quantize, Recovery, Report, choice, integer_ends, quantize_static, quantize_tables,
+    },
 };
 use assayer_crds::stages::MAX_PATTERNS;
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +62,7 @@ impl Calibration<'_, '_, '_> {
             round += 1;
             let patterns = left.pin(model);
             self.excepted = patterns.len();
-            let (mut applied, learned) = self.once(model, settings)?;
+            let (mut applied, ranges) = self.once(model, settings)?;
             let before = left.len();
             match kernels::floats(self.runtime, &float, model, self.scratch, self.limits) {
                 Ok(found) => left.floats.extend(found),
@@ -72,7 +74,7 @@ impl Calibration<'_, '_, '_> {
             }
             if left.len() == before && !measured {
                 measured = true;
-                left.slow = self.slow(&float, model, settings, &learned, &left)?;
+                left.slow = self.slow(&float, model, settings, &ranges, &left)?;
             }
             if left.len() == before || round == MOST_ROUNDS {
                 tell(&mut applied, |report| {
@@ -91,7 +93,8 @@ impl Calibration<'_, '_, '_> {
     }
 
     /// Quantizes what is not pinned; with what was learned for that.
-    fn once(&mut self, model: &mut Model, settings: &Quantize) -> Result<(Applied, Learned<Gram>), Error> {
+    fn once(&mut self, model: &mut Model, settings: &Quantize) -> Result<(Applied, BTreeMap<String, Observed>), Error> {
+        settings.recovery.require_sites(model)?;
         // First: calibration then sees the activations that rounded rows give.
         let tables = quantize_tables::apply(model)?;
         let mut ranges = match settings.mode {
@@ -101,25 +104,29 @@ impl Calibration<'_, '_, '_> {
         if settings.integer_ends {
             ranges.extend(integer_ends::taps(model));
         }
-        let rows = rows_for(model, &settings.recovery);
-        let (learned, told) = match self.tables {
-            Some(kept) if rows.is_empty() && !ranges.is_empty() => {
-                self.look_up(kept, model, &ranges, settings.calibration)?
+        let sought = Sought::by(&settings.recovery, model);
+        let (ranges, inputs, told) = match self.tables {
+            Some(kept) if sought.is_empty() && !ranges.is_empty() => {
+                let (ranges, told) = self.look_up(kept, model, &ranges, settings.calibration)?;
+                (ranges, Inputs::default(), told)
             }
-            _ => (self.learn(model, &ranges, settings.calibration, &rows)?, String::new()),
+            _ => {
+                let (ranges, inputs) = inputs(self.learn(model, &ranges, settings.calibration, &sought)?);
+                (ranges, inputs, String::new())
+            }
         };
-        let form = Form::Integers(settings, &learned.ranges);
-        let grams = &learned.rows;
-        let mut applied = self.quantize(model, &Quantization { form, grams })?;
+        let quantization = Quantization {
+            form: Form::Integers(settings, &ranges),
+            inputs: &inputs,
+        };
+        let mut applied = self.quantize(model, &quantization)?;
         applied.reports.insert(0, tables);
         tell(&mut applied, |report| report.tell(&told));
         if settings.integer_ends {
             let left: Vec<_> = applied.reports.iter().flat_map(|report| report.left.clone()).collect();
-            applied
-                .reports
-                .push(integer_ends::apply(model, &learned.ranges, &left)?);
+            applied.reports.push(integer_ends::apply(model, &ranges, &left)?);
         }
-        Ok((applied, learned))
+        Ok((applied, ranges))
     }
 
     /// The nodes of regions that are slower than floats. What is tried is rounded to the nearest: that takes no longer to run.
@@ -128,7 +135,7 @@ impl Calibration<'_, '_, '_> {
         float: &Model,
         quantized: &Model,
         settings: &Quantize,
-        learned: &Learned<Gram>,
+        ranges: &BTreeMap<String, Observed>,
         left: &Left,
     ) -> Result<BTreeSet<String>, Error> {
         let names: Vec<String> = kernels::between(float, quantized)
@@ -139,10 +146,10 @@ impl Calibration<'_, '_, '_> {
             recovery: Recovery::default(),
             ..settings.clone()
         };
-        let form = Form::Integers(&plain, &learned.ranges);
+        let form = Form::Integers(&plain, ranges);
         let quantization = Quantization {
             form,
-            grams: &BTreeMap::new(),
+            inputs: &Inputs::default(),
         };
         let without = |slow: &BTreeSet<String>| -> Result<Model, Error> {
             let mut model = float.clone();

@@ -10,7 +10,7 @@
 use crate::{
     onnx::{Limits, Tensor},
     optimize::{Error, Given, OptimizeReport, Request, Stage, optimize},
-    passes::{Bits, Blocks, Format, Mode, Quantize, Raise, Recovery},
+    passes::{Bits, Blocks, Format, Granularity, Mode, Quantize, Raise, Recovery},
     session, testing,
 };
 use std::path::{Path, PathBuf};
@@ -235,6 +235,26 @@ fn a_real_reader_reads_the_same_lines() {
             read.len()
         );
     }
+}
+
+#[test]
+fn a_bias_makes_good_what_one_scale_for_all_takes_from_a_reader() {
+    let trial = Trial::new(testing::ocr_reader(), lines);
+    let before = trial.baseline();
+    let [plain, corrected] = [false, true].map(|bias_correction| {
+        let stage = Stage::Quantize(Quantize {
+            mode: Mode::Static,
+            format: Format::Qdq,
+            granularity: Granularity::PerTensor,
+            recovery: Recovery {
+                bias_correction,
+                ..Recovery::default()
+            },
+            ..Quantize::default()
+        });
+        alike(&before, &trial.candidate(&stage, 32))
+    });
+    assert!(corrected > 0.9 && corrected > plain + 0.1, "{plain} {corrected}");
 }
 
 #[test]

@@ -2,10 +2,10 @@
 //! no samples.
 
 use crate::{
-    calibrate::{Gram, Observed},
+    calibrate::Observed,
     onnx::Model,
     passes::{
-        Bits, Blocks, Error, Format, Mode, Quantize, Raise, Recovering, Recovery, Report,
+        Bits, Blocks, Error, Format, Inputs, Mode, Quantize, Raise, Recovering, Recovery, Report,
         damage::Probe,
         quantize_blocks, quantize_dynamic, quantize_static, quantize_tables,
         raise_precision::{Bounds, Ladder, Otherwise},
@@ -26,8 +26,8 @@ pub(super) enum Form<'k> {
 #[derive(Debug)]
 pub(super) struct Quantization<'k> {
     pub(super) form: Form<'k>,
-    /// What was seen of the inputs of products.
-    pub(super) grams: &'k BTreeMap<String, Gram>,
+    /// What was seen of inputs, besides.
+    pub(super) inputs: &'k Inputs,
 }
 
 impl<'k> Quantization<'k> {
@@ -78,13 +78,13 @@ impl<'k> Quantization<'k> {
             blocks: !matches!(self.form, Form::Integers(settings, _) if settings.format == Format::Qdq),
             floats,
         };
-        let recovering = Recovering::new(self.recovery(), self.grams);
+        let recovering = Recovering::new(self.recovery(), self.inputs);
         Ladder::worst(model, bounds, otherwise, &recovering, losses).map(Some)
     }
 
     /// Quantizes `model`, with so many steps of raising precision taken. Their report, if there are any, is the first.
     pub(super) fn apply(&self, model: &mut Model, raised: Option<(&Ladder, usize)>) -> Result<Vec<Report>, Error> {
-        let mut recovering = Recovering::new(self.recovery(), self.grams);
+        let mut recovering = Recovering::new(self.recovery(), self.inputs);
         let mut reports = Vec::new();
         if let (Some((ladder, count)), Some(otherwise)) = (raised, self.otherwise()) {
             reports.push(ladder.raise(model, count, otherwise, &mut recovering)?);
@@ -136,7 +136,7 @@ mod tests {
         };
         let quantization = Quantization {
             form: Form::Blocks(&settings),
-            grams: &BTreeMap::new(),
+            inputs: &Inputs::default(),
         };
         let mut model = float.clone();
         let reports = quantization.apply(&mut model, None).unwrap();

@@ -6,10 +6,10 @@ use super::{
     quantization::{Form, Quantization},
 };
 use crate::{
-    calibrate::{self, Batches, Key, Learned, Method, Rows, Samples, Tables, Unused, Wanted},
+    calibrate::{self, Batches, Channels, Gram, Key, Learned, Method, Observed, Rows, Samples, Tables, Unused, Wanted},
     onnx::{Limits, Model, Tensor},
     passes::{
-        self, Blocks, Choice, Format, Mode, Quantize, Raise, Recovery, Report, Simplify, Smoothing, choice,
+        self, Blocks, Choice, Format, Inputs, Mode, Quantize, Raise, Recovery, Report, Simplify, Smoothing, choice,
         damage::Probe, equalize, float16, smooth,
     },
     session::Runtime,
@@ -123,8 +123,11 @@ impl Stage {
             }
             Self::Choose(choice) => return Ok(Applied::plain(choice.pin(model)?)),
             Self::Smooth(settings) => {
-                let rows = passes::product_inputs(model);
-                let seen = calibration.learn(model, &[], Method::MinMax, &rows)?;
+                let inputs = Sought {
+                    products: passes::product_inputs(model),
+                    convolutions: Vec::new(),
+                };
+                let seen = calibration.learn(model, &[], Method::MinMax, &inputs)?;
                 Applied::plain(smooth::apply(model, *settings, &seen.rows)?)
             }
             Self::Equalize => Applied::plain(equalize::apply(model)?),
@@ -144,10 +147,13 @@ impl Stage {
                 }
             }
             Self::QuantizeBlocks(settings) => {
-                let rows = rows_for(model, &settings.recovery);
-                let grams = &calibration.learn(model, &[], Method::MinMax, &rows)?.rows;
-                let form = Form::Blocks(settings);
-                calibration.quantize(model, &Quantization { form, grams })?
+                let sought = Sought {
+                    convolutions: Vec::new(),
+                    ..Sought::by(&settings.recovery, model)
+                };
+                let learned = calibration.learn(model, &[], Method::MinMax, &sought)?;
+                let (form, inputs) = (Form::Blocks(settings), &inputs(learned).1);
+                calibration.quantize(model, &Quantization { form, inputs })?
             }
         };
         choice::unpin(model);
@@ -155,30 +161,55 @@ impl Stage {
     }
 }
 
-/// Inputs of products that `recovery` must know more of.
-pub(super) fn rows_for(model: &Model, recovery: &Recovery) -> Vec<String> {
-    if recovery.calibrates() {
-        passes::product_inputs(model)
-    } else {
-        Vec::new()
+/// Inputs of which more must be known than a range.
+pub(super) struct Sought {
+    products: Vec<String>,
+    convolutions: Vec<String>,
+}
+
+impl Sought {
+    /// What `recovery` goes by.
+    pub(super) fn by(recovery: &Recovery, model: &Model) -> Self {
+        let inputs = |sought: bool, of: fn(&Model) -> Vec<String>| if sought { of(model) } else { Vec::new() };
+        Self {
+            products: inputs(recovery.calibrates(), passes::product_inputs),
+            convolutions: inputs(recovery.bias_correction, passes::convolution_inputs),
+        }
+    }
+
+    /// Whether nothing is.
+    pub(super) fn is_empty(&self) -> bool {
+        self.products.is_empty() && self.convolutions.is_empty()
     }
 }
 
+/// What was learned, for a stage that quantizes.
+pub(super) fn inputs(learned: Learned<Gram>) -> (BTreeMap<String, Observed>, Inputs) {
+    let Learned { ranges, rows, means } = learned;
+    (ranges, Inputs { grams: rows, means })
+}
+
 impl Calibration<'_, '_, '_> {
-    /// What one pass over the samples says of `ranges` and `rows`; no pass where there is none of them.
+    /// What one pass over the samples says of `ranges` and of what is `sought`; no pass where there is none of them.
     pub(super) fn learn<T: Rows + Send>(
         &mut self,
         model: &Model,
         ranges: &[String],
         method: Method,
-        rows: &[String],
+        sought: &Sought,
     ) -> Result<Learned<T>, Error> {
         let mut learned = Learned {
             ranges: BTreeMap::new(),
             rows: BTreeMap::new(),
+            means: BTreeMap::new(),
         };
-        if !(ranges.is_empty() && rows.is_empty()) {
-            let wanted = Wanted { ranges, method, rows };
+        if !(ranges.is_empty() && sought.is_empty()) {
+            let wanted = Wanted {
+                ranges,
+                method,
+                rows: &sought.products,
+                means: &sought.convolutions,
+            };
             let mut told = |done| (self.progress)(Step::Calibrate(done));
             let batches = &mut *(self.samples)();
             learned = calibrate::observe(self.runtime, self.threads, model, &wanted, batches, &mut told)?;
@@ -189,13 +220,13 @@ impl Calibration<'_, '_, '_> {
 
     /// Ranges from a table that an earlier run left for the same question; what one pass over the samples says where there is no sound
     /// one, and a table for the next run. And where they come from, in words.
-    pub(super) fn look_up<T: Rows + Send>(
+    pub(super) fn look_up(
         &mut self,
         tables: &Tables,
         model: &Model,
         ranges: &[String],
         method: Method,
-    ) -> Result<(Learned<T>, String), Error> {
+    ) -> Result<(BTreeMap<String, Observed>, String), Error> {
         let machine = (self.runtime.build_info(), tables.instruction_set.as_str());
         let key = Key::of(machine, model, ranges, method, &mut *(self.samples)())?;
         let (digest, count) = (key.digest(), ranges.len());
@@ -205,15 +236,18 @@ impl Calibration<'_, '_, '_> {
                 // As many samples stand behind them, although none of them ran.
                 (self.progress)(Step::Calibrate(key.batches()));
                 (self.progress)(Step::Quantize);
-                let rows = BTreeMap::new();
                 let told = format!("{count} ranges are from calibration table {name}");
                 tracing::info!("{told}");
-                return Ok((Learned { ranges, rows }, told));
+                return Ok((ranges, told));
             }
             Err(unused) => unused,
         };
-        let learned = self.learn(model, ranges, method, &[])?;
-        let told = match calibrate::save(&tables.folder, &key, &learned.ranges) {
+        let nothing = Sought {
+            products: Vec::new(),
+            convolutions: Vec::new(),
+        };
+        let learned = self.learn::<Channels>(model, ranges, method, &nothing)?.ranges;
+        let told = match calibrate::save(&tables.folder, &key, &learned) {
             Ok(()) => format!("{count} ranges are calibrated anew, and kept in calibration table {name}"),
             Err(error) => {
                 format!("{count} ranges are calibrated anew; calibration table {name} is not written: {error}")

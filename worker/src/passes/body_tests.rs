@@ -2,11 +2,10 @@
 
 use super::*;
 use crate::{
-    calibrate::{self, Gram, Method},
+    calibrate::{self, Method},
     onnx::{AttributeValue as A, ElementType, Graph, Limits, Model, Node, Tensor, visit_graphs},
     testing::{self, Build, relative_difference, run, run_optimized},
 };
-use std::collections::BTreeMap;
 
 /// A branch: `relu(h w + b) + table[ids]`, with `w` in a `Constant` node of its own, or captured.
 fn branch(captured: Option<&str>) -> Graph {
@@ -271,13 +270,15 @@ fn what_goes_by_calibration_leaves_bodies_and_says_so() {
     assert_eq!(taps, ["x"]);
     let runtime = testing::runtime();
     let observe = || (0..4).map(|seed| Ok(inputs(seed, true)));
-    let grams: BTreeMap<String, Gram> =
-        calibrate::rows(&runtime, 1, &float, &taps, &mut observe(), &mut |_| {}).unwrap();
+    let inputs = Inputs {
+        grams: calibrate::rows(&runtime, 1, &float, &taps, &mut observe(), &mut |_| {}).unwrap(),
+        ..Inputs::default()
+    };
     let recovery = Recovery {
         gptq: true,
         ..Recovery::default()
     };
-    let mut recovering = Recovering::new(&recovery, &grams);
+    let mut recovering = Recovering::new(&recovery, &inputs);
     let mut model = float.clone();
     let settings = Quantize {
         mode: Mode::Dynamic,

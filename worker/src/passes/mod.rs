@@ -50,8 +50,8 @@ mod windows;
 pub use blocks::Bits;
 pub use choice::Choice;
 pub use quantize_blocks::Blocks;
-pub use recovery::{Raise, Recovering, Recovery};
-pub use site::product_inputs;
+pub use recovery::{Inputs, Raise, Recovering, Recovery};
+pub use site::{convolution_inputs, product_inputs};
 pub use smooth::Smoothing;
 
 use crate::{
@@ -420,6 +420,8 @@ pub fn simplify(model: &mut onnx::Model, settings: &Simplify, limits: &onnx::Lim
 mod body_tests;
 #[cfg(test)]
 mod property_tests;
+#[cfg(test)]
+mod recovery_tests;
 #[cfg(test)]
 mod region_tests;
 #[cfg(test)]

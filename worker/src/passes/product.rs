@@ -10,9 +10,9 @@ use super::{
     layout::{Layout, Packed},
     recovery::{self, Recovering},
     site::{Kind, Site},
-    weights::{self, QuantizedWeights},
+    weights::QuantizedWeights,
 };
-use crate::onnx::{AttributeValue, ElementType, Graph, Index, Model, Node, Tensor, shown, visit_graphs};
+use crate::onnx::{AttributeValue, ElementType, Graph, Index, Model, Node, Tensor, visit_graphs};
 
 /// Domain of the operators.
 pub(super) const DOMAIN: &str = "com.microsoft";
@@ -63,20 +63,18 @@ impl Product {
         Self::of_rounded(layout, &matrix, quantized, vector, output, settings.format)
     }
 
-    /// The product with a matrix `[inputs, channels]` and a bias of one value for each channel.
-    pub(super) fn of_matrix(
+    /// The product that computes a convolution, with its weights as `[taps * inputs, channels]`.
+    pub(super) fn of_windows(
         layout: &mut Layout,
+        site: &Site<'_>,
         matrix: &Tensor,
-        bias: Option<&Tensor>,
         settings: &Quantize,
         output: &str,
+        recovering: &mut Recovering<'_>,
     ) -> Result<Self, Error> {
-        let quantized = weights::quantize(matrix, 1, settings.grid(), |_| 0.0);
-        let quantized = quantized.ok_or_else(|| Error::NotFinite {
-            name: shown(&matrix.name),
-        })?;
-        let vector = recovery::corrected(bias, None)?;
-        let vector = vector.zip(bias).map(|(values, bias)| (bias.name.as_str(), values));
+        let (quantized, correction) = recovering.weights(site, matrix, 1, settings.grid(), |_| 0.0)?;
+        let vector = recovery::corrected(site.bias, correction)?;
+        let vector = vector.map(|values| (site.bias.map_or(output, |bias| &bias.name), values));
         Self::of_rounded(layout, matrix, quantized, vector, output, settings.format)
     }
 

@@ -120,6 +120,7 @@ fn embedding(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passes::Inputs;
     use crate::{
         onnx::{ElementType, Limits},
         testing::{Build, noise, relative_difference, run_optimized},
@@ -218,7 +219,7 @@ mod tests {
             gptq: true,
             ..Recovery::default()
         };
-        let none = std::collections::BTreeMap::new();
+        let none = Inputs::default();
         let mut recovering = Recovering::new(&recovery, &none);
         let settings = Blocks {
             bits: Bits::Four,

@@ -84,7 +84,7 @@ pub(super) fn quantize(
     };
     for (site, windows) in &chosen {
         match windows {
-            Some(windows) => rewrite.convolution(site, windows)?,
+            Some(windows) => rewrite.convolution(site, windows, recovering)?,
             None => rewrite.product(site, readers[site.input()] > 1, recovering)?,
         }
     }
@@ -143,13 +143,18 @@ impl Rewrite<'_, '_> {
         Ok(())
     }
 
-    fn convolution(&mut self, site: &Site<'_>, windows: &Windows) -> Result<(), Error> {
+    fn convolution(
+        &mut self,
+        site: &Site<'_>,
+        windows: &Windows,
+        recovering: &mut Recovering<'_>,
+    ) -> Result<(), Error> {
         let activation = self.activation(site.input());
         let output = site.node.output().to_owned();
         let (mut nodes, rows) = windows.rows(self.layout, &activation)?;
         let turned = self.layout.names.fresh(&output, "/channels_last");
         let matrix = windows.matrix(site.weights)?;
-        let product = Product::of_matrix(self.layout, &matrix, site.bias, self.settings, &turned)?;
+        let product = Product::of_windows(self.layout, site, &matrix, self.settings, &turned, recovering)?;
         let rows = Packed {
             values: rows,
             ..activation

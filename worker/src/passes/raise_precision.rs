@@ -354,12 +354,12 @@ mod tests {
     use super::*;
     use crate::{
         calibrate::{Gram, Rows as _},
-        passes::{Quantize, Raise, Recovery},
+        passes::{Inputs, Quantize, Raise, Recovery},
         testing::{Build, noise},
     };
 
     /// Two products of equal size; the input of the second has one channel that is far larger than the others.
-    fn products() -> (Model, BTreeMap<String, Gram>) {
+    fn products() -> (Model, Inputs) {
         let mut b = Build::opset(17);
         let (x, y) = (b.input("x", &[8, 64]), b.input("y", &[8, 64]));
         let outputs = [&x, &y].map(|input| {
@@ -374,8 +374,11 @@ mod tests {
             gram.finish();
             gram
         };
-        let grams = BTreeMap::from([(x, seen(1.0)), (y, seen(100.0))]);
-        (b.finish(&[&outputs[0], &outputs[1]]), grams)
+        let inputs = Inputs {
+            grams: [(x, seen(1.0)), (y, seen(100.0))].into(),
+            ..Inputs::default()
+        };
+        (b.finish(&[&outputs[0], &outputs[1]]), inputs)
     }
 
     fn worst(float: &Model, share: f64, recovering: &Recovering<'_>) -> Result<Ladder, Error> {
@@ -391,13 +394,13 @@ mod tests {
 
     #[test]
     fn the_worst_is_raised_and_the_other_does_not_fit() {
-        let (float, grams) = products();
+        let (float, inputs) = products();
         let otherwise = Otherwise::Integers(Quantize::default().grid());
         let recovery = Recovery {
             raise: Some(Raise::Worst { share: 0.5, goal: None }),
             ..Recovery::default()
         };
-        let mut recovering = Recovering::new(&recovery, &grams);
+        let mut recovering = Recovering::new(&recovery, &inputs);
         let ladder = worst(&float, 0.5, &recovering).unwrap();
         assert_eq!(ladder.count(), 1);
         for count in [0, 1, 9] {
@@ -416,9 +419,9 @@ mod tests {
 
     #[test]
     fn words_name_what_was_raised_in_any_order_and_nothing_else_is_named() {
-        let (float, grams) = products();
+        let (float, inputs) = products();
         let otherwise = Otherwise::Integers(Quantize::default().grid());
-        let mut recovering = Recovering::new(&Recovery::default(), &grams);
+        let mut recovering = Recovering::new(&Recovery::default(), &inputs);
         let raised = |products: &Ladder, recovering: &mut Recovering<'_>| {
             let mut model = float.clone();
             let report = products

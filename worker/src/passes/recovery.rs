@@ -2,29 +2,34 @@
 //!
 //! Bias correction (Nagel et al., 2019, arXiv:1906.04721, section 4.2): what rounding takes from each output on average,
 //! `E[(W - Q(W))^T x] = (W - Q(W))^T E[x]`, is added to its bias. The paper derives `E[x]` from batch normalization; here it was seen.
-//! With GPTQ, rounding then only minds the errors around their mean: the bias makes good the rest.
+//! Of a convolution it is that of each channel of the input, as if there were no borders. With GPTQ, rounding then only minds the errors
+//! around their mean: the bias makes good the rest.
 
 use super::{
     Error, Grid, Report,
     gptq::{Errors, Factor},
-    site::{IN_BODY, Kind, Site},
+    site::{IN_BODY, Kind, Site, convolution_inputs, product_inputs},
     weights::{self, QuantizedWeights},
 };
 use crate::{
-    calibrate::{Gram, Rows as _},
-    onnx::{Tensor, shown},
+    calibrate::{Gram, Means, Rows as _},
+    onnx::{Model, Tensor, shown},
 };
 use std::{collections::BTreeMap, rc::Rc};
 
-/// Share of a product's expected squared error that a bias must make good to be worth it.
+/// Share of a node's expected squared error that a bias must make good to be worth it.
 const WORTH: f64 = 0.01;
+
+/// Names in reports.
+const GPTQ: &str = "gptq";
+const BIAS_CORRECTION: &str = "bias-correction";
 
 /// How a stage that quantizes wins back accuracy.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recovery {
     /// Round the weights of matrix products by GPTQ.
     pub gptq: bool,
-    /// Move the mean error of products into their bias.
+    /// Move the mean error of products and convolutions into their bias.
     pub bias_correction: bool,
     /// Which matrix products are kept in 8-bit blocks instead.
     pub raise: Option<Raise>,
@@ -49,6 +54,40 @@ impl Recovery {
     pub fn calibrates(&self) -> bool {
         self.gptq || self.bias_correction || matches!(self.raise, Some(Raise::Worst { .. }))
     }
+
+    /// An error where a method has nothing in `model` to work on, which is known before anything is calibrated.
+    pub fn require_sites(&self, model: &Model) -> Result<(), Error> {
+        let none = |pass, why: &str| {
+            Err(Error::NoEffect {
+                pass,
+                why: why.to_owned(),
+            })
+        };
+        let products = !product_inputs(model).is_empty();
+        if self.gptq && !products {
+            return none(
+                GPTQ,
+                "the model has no matrix product with constant weights outside of bodies, and convolutions are rounded to the nearest step: \
+                 remove it",
+            );
+        }
+        if self.bias_correction && !products && convolution_inputs(model).is_empty() {
+            return none(
+                BIAS_CORRECTION,
+                "the model has neither matrix product nor convolution with constant weights outside of bodies: remove it",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What was seen of the inputs of sites, by name.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    /// Of matrix products.
+    pub grams: BTreeMap<String, Gram>,
+    /// Of convolutions.
+    pub means: BTreeMap<String, Means>,
 }
 
 /// A recovery while sites are rounded.
@@ -56,7 +95,7 @@ impl Recovery {
 pub struct Recovering<'s> {
     gptq: bool,
     bias_correction: bool,
-    grams: &'s BTreeMap<String, Gram>,
+    inputs: &'s Inputs,
     /// Of the last input: products that share one follow each other, and a factor is as large as the weights.
     last: Option<(String, Option<Rc<Factor>>)>,
     rounded: Report,
@@ -64,7 +103,10 @@ pub struct Recovering<'s> {
 }
 
 /// No calibration data.
-static NOTHING: BTreeMap<String, Gram> = BTreeMap::new();
+static NOTHING: Inputs = Inputs {
+    grams: BTreeMap::new(),
+    means: BTreeMap::new(),
+};
 
 impl Default for Recovering<'static> {
     /// To the nearest, and nothing else.
@@ -74,15 +116,15 @@ impl Default for Recovering<'static> {
 }
 
 impl<'s> Recovering<'s> {
-    /// With what was seen of the inputs of products.
-    pub fn new(settings: &Recovery, grams: &'s BTreeMap<String, Gram>) -> Self {
+    /// With what was seen of the inputs of sites.
+    pub fn new(settings: &Recovery, inputs: &'s Inputs) -> Self {
         Self {
             gptq: settings.gptq,
             bias_correction: settings.bias_correction,
-            grams,
+            inputs,
             last: None,
-            rounded: Report::new("gptq"),
-            corrected: Report::new("bias-correction"),
+            rounded: Report::new(GPTQ),
+            corrected: Report::new(BIAS_CORRECTION),
         }
     }
 
@@ -107,8 +149,17 @@ impl<'s> Recovering<'s> {
     /// What was seen of the input of `site`, if it is a product.
     pub(super) fn seen(&self, site: &Site<'_>) -> Option<&'s Gram> {
         let inputs = site.weights.dims[1 - site.channel_axis()];
-        let gram = self.grams.get(site.input()).filter(|_| site.kind != Kind::Conv);
+        let gram = self.inputs.grams.get(site.input()).filter(|_| site.kind != Kind::Conv);
         gram.filter(|gram| gram.size() == inputs)
+    }
+
+    /// What was seen of the input of `site`, whatever it is.
+    fn moments(&self, site: &Site<'_>) -> Option<Moments<'s>> {
+        if site.kind == Kind::Conv {
+            self.inputs.means.get(site.input()).map(Moments::Channels)
+        } else {
+            self.seen(site).map(Moments::Rows)
+        }
     }
 
     /// What GPTQ must know to round the weights of `site`; none to round to the nearest.
@@ -168,8 +219,9 @@ impl<'s> Recovering<'s> {
         Ok((quantized, correction))
     }
 
-    /// What rounding takes from each channel on average, where that is worth a bias. `matrix` has its channels along `axis`; `rounded`
-    /// gives what became of it, in the same order.
+    /// What rounding takes from each channel on average, where that is worth a bias. `matrix` has its channels along `axis`, and is the
+    /// weights of `site` as they are or as `[inputs, channels]`, those of a convolution tap by tap; `rounded` gives what became of it, in the
+    /// same order.
     #[allow(clippy::cast_possible_truncation, reason = "biases are 32-bit floats")]
     pub(super) fn correction(
         &mut self,
@@ -181,19 +233,17 @@ impl<'s> Recovering<'s> {
         if !self.bias_correction {
             return None;
         }
-        let (Some(gram), Some(floats)) = (self.seen(site), matrix.to_floats()) else {
+        let (Some(moments), Some(floats)) = (self.moments(site), matrix.to_floats()) else {
             self.corrected.leave(site.node, "nothing was seen of its input's mean");
             return None;
         };
-        let width = matrix.dims[1];
         let mut lost = vec![0.0_f64; matrix.dims[axis]];
         let mut expected = 0.0;
         for (position, (float, rounded)) in floats.iter().zip(rounded()).enumerate() {
-            let (row, column) = (position / width, position % width);
-            let (channel, input) = if axis == 0 { (row, column) } else { (column, row) };
+            let (channel, input) = place(site, &matrix.dims, axis, position);
             let error = f64::from(*float) - f64::from(rounded);
-            lost[channel] += error * gram.mean(input);
-            expected += error * error * gram.mean_square(input);
+            lost[channel] += error * moments.mean(input);
+            expected += error * error * moments.mean_square(input);
         }
         let good: f64 = lost.iter().map(|lost| lost * lost).sum();
         if good <= WORTH * expected {
@@ -206,6 +256,50 @@ impl<'s> Recovering<'s> {
         self.corrected.changed += 1;
         Some(lost.into_iter().map(|lost| lost as f32).collect())
     }
+}
+
+/// Mean and mean square of inputs.
+enum Moments<'s> {
+    Rows(&'s Gram),
+    Channels(&'s Means),
+}
+
+impl Moments<'_> {
+    fn mean(&self, input: usize) -> f64 {
+        match self {
+            Self::Rows(gram) => gram.mean(input),
+            Self::Channels(means) => means.mean(input),
+        }
+    }
+
+    fn mean_square(&self, input: usize) -> f64 {
+        match self {
+            Self::Rows(gram) => gram.mean_square(input),
+            Self::Channels(means) => means.mean_square(input),
+        }
+    }
+}
+
+/// Output channel and input of the weight at `position` of weights of shape `dims`.
+fn place(site: &Site<'_>, dims: &[usize], axis: usize, position: usize) -> (usize, usize) {
+    let [first, second, taps @ ..] = dims else {
+        return (0, 0);
+    };
+    let taps: usize = taps.iter().product();
+    let (row, column) = (position / taps / second, position / taps % second);
+    if site.kind != Kind::Conv {
+        return if axis == 0 { (row, column) } else { (column, row) };
+    }
+    if axis == 1 {
+        // A row for each tap and input.
+        return (column, row % site.weights.dims[1]);
+    }
+    let groups = site
+        .node
+        .int("group", 1)
+        .and_then(|groups| usize::try_from(groups).ok());
+    let group = row / (first / groups.unwrap_or(1).max(1)).max(1);
+    (row, group * second + column)
 }
 
 /// `bias`, if there is one, and `correction`, if there is one: as many values each as there are channels.

@@ -114,10 +114,19 @@ pub(super) fn leave_bodies(model: &Model, report: &mut Report) {
 
 /// The inputs of all matrix products of the main graph: what smoothing and rounding by GPTQ must know of the calibration data.
 pub fn product_inputs(model: &Model) -> Vec<String> {
+    inputs(model, |kind| kind != Kind::Conv)
+}
+
+/// The inputs of all convolutions of the main graph: what bias correction must know of the calibration data.
+pub fn convolution_inputs(model: &Model) -> Vec<String> {
+    inputs(model, |kind| kind == Kind::Conv)
+}
+
+fn inputs(model: &Model, wanted: impl Fn(Kind) -> bool) -> Vec<String> {
     let index = Index::new(&model.graph);
     let sites = sites(&index, &mut Report::new("site"));
-    let products = sites.iter().filter(|site| site.kind != Kind::Conv);
-    let inputs: BTreeSet<&str> = products.map(Site::input).collect();
+    let wanted = sites.iter().filter(|site| wanted(site.kind));
+    let inputs: BTreeSet<&str> = wanted.map(Site::input).collect();
     inputs.into_iter().map(str::to_owned).collect()
 }
 

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::{
-    calibrate::{self, Channels, Learned, Wanted},
+    calibrate,
     onnx::{AttributeValue as A, Limits, Model, Tensor},
     testing::{self, Build, relative_difference, run, run_optimized},
 };
@@ -80,15 +80,9 @@ pub(super) fn quantized(model: &Model, settings: &Quantize, inputs: &dyn Fn(u64)
         Mode::Static => {
             let taps = quantize_static::taps(model);
             let mut batches = (0..8).map(|seed| Ok(inputs(seed)));
-            let wanted = Wanted {
-                ranges: &taps,
-                method: settings.calibration,
-                rows: &[],
-            };
-            let runtime = testing::runtime();
-            let seen: Learned<Channels> =
-                calibrate::observe(&runtime, 1, model, &wanted, &mut batches, &mut |_| {}).unwrap();
-            quantize_static::apply(&mut quantized, settings, &seen.ranges).unwrap()
+            let (runtime, method) = (testing::runtime(), settings.calibration);
+            let seen = calibrate::calibrate(&runtime, 1, model, &taps, method, &mut batches, &mut |_| {}).unwrap();
+            quantize_static::apply(&mut quantized, settings, &seen).unwrap()
         }
     };
     valid(&quantized);
@@ -489,58 +483,6 @@ fn in_onnx_own_operators_products_say_the_same_and_dynamic_ones_run_on_the_same_
         // ONNX Runtime joins a product between Dequantize nodes and its sum to a float `Gemm`.
         assert_eq!(fused, if mode == Mode::Dynamic { 2 } else { 0 }, "{operators:?}");
         assert!(relative_difference(&left, &right) < 1e-5);
-    }
-}
-
-#[test]
-fn in_onnx_own_operators_a_mean_error_goes_into_the_sum_behind_a_product() {
-    use crate::calibrate::{Gram, Rows as _};
-    for with_sum in [true, false] {
-        let mut b = Build::opset(17);
-        let x = b.input("x", &[2, 5, 32]);
-        let (w, bias) = (b.weights(&[32, 64]), b.weights(&[64]));
-        let product = b.node("MatMul", &[&x, &w]);
-        let y = if with_sum {
-            b.node("Add", &[&product, &bias])
-        } else {
-            product
-        };
-        let model = b.finish(&[&y]);
-        // Inputs that are far from zero on average, so that errors of weights add up.
-        let rows = |seed| {
-            let values: Vec<f32> = testing::noise(seed, 320)
-                .iter()
-                .map(|value| value * 0.1 + 2.0)
-                .collect();
-            vec![Tensor::floats("x", &[2, 5, 32], &values).unwrap()]
-        };
-        let mut gram = Gram::new(32);
-        (0..8).for_each(|seed| gram.add(&rows(seed)[0].to_floats().unwrap()));
-        gram.finish();
-        let grams = std::collections::BTreeMap::from([("x".to_owned(), gram)]);
-        let lost = |bias_correction| {
-            let recovery = Recovery {
-                bias_correction,
-                ..Recovery::default()
-            };
-            let settings = Quantize {
-                format: Format::Qdq,
-                recovery: recovery.clone(),
-                ..Quantize::default()
-            };
-            let mut batches = (0..8).map(|seed| Ok(rows(seed)));
-            let (taps, method) = (quantize_static::taps(&model), settings.calibration);
-            let seen =
-                calibrate::calibrate(&testing::runtime(), 1, &model, &taps, method, &mut batches, &mut |_| {}).unwrap();
-            let mut candidate = model.clone();
-            let mut recovering = Recovering::new(&recovery, &grams);
-            quantize_static::apply_recovering(&mut candidate, &settings, &seen, &mut recovering).unwrap();
-            assert_eq!(recovering.finish().unwrap().len(), usize::from(bias_correction));
-            valid(&candidate);
-            relative_difference(&run(&model, &rows(50)), &run(&candidate, &rows(50)))
-        };
-        let (plain, corrected) = (lost(false), lost(true));
-        assert!(corrected < 0.7 * plain, "{with_sum} {corrected} {plain}");
     }
 }
 
