@@ -95,13 +95,27 @@ const MINILM: &[Entry] = &[
     INT4,
     INT4_GPTQ,
     INT4_GPTQ_LONG,
+    (
+        "int4 128 best",
+        Method::Own,
+        "[quantize: {mode: WeightOnly, weights: Int4, block: 128}, recover: {method: GPTQ}, recover: {method: BiasCorrection}]",
+    ),
     INT4_PRODUCTS,
     INT4_PRODUCTS_GPTQ,
 ];
 
 const MAGIKA: &[Entry] = &[DYNAMIC, MIN_MAX, ENTROPY, PERCENTILE, INT8_BLOCKS, INT4];
 
-const CENTERFACE: &[Entry] = &[MIN_MAX, ENTROPY, PERCENTILE];
+const CENTERFACE: &[Entry] = &[
+    MIN_MAX,
+    (
+        "minmax bias",
+        Method::Own,
+        "[quantize: {mode: Static}, recover: {method: BiasCorrection}]",
+    ),
+    ENTROPY,
+    PERCENTILE,
+];
 
 const TINYLM: &[Entry] = &[
     DYNAMIC,
