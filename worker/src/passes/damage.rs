@@ -9,7 +9,7 @@ use super::{
     layout::{self, Layout},
     raise_precision::NAME,
     region::{Member, Rounding},
-    site::{Kind, Site},
+    site::Site,
     static_plan::Plan,
     weights,
 };
@@ -61,7 +61,7 @@ impl Probe {
             nodes: Vec::new(),
             suspects: Vec::new(),
         };
-        for site in plan.sites.iter().filter(|site| site.kind == Kind::Conv) {
+        for site in plan.sites.iter().filter(|site| site.is_convolution()) {
             writing.convolution(site)?;
         }
         if writing.suspects.is_empty() {

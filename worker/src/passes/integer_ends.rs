@@ -47,6 +47,10 @@ const INTEGER: &[(&str, usize)] = &[
     ("Transpose", 1),
     ("Unsqueeze", 1),
 ];
+/// Operators that the quantizer lets move bytes as they are.
+const MOVING: &[&str] = &["Pad", "Reshape", "Transpose"];
+/// Operators that the quantizer computes sizes with.
+const COUNTING: &[&str] = &["Div", "Mul"];
 /// Operators that take the function behind them into their integer kernel.
 const FUSING: &[&str] = &["Add", "Conv", "Gemm", "MatMul"];
 const FUSED: &[&str] = &["Clip", "Relu"];
@@ -192,17 +196,14 @@ impl<'g> Turn<'_, 'g> {
 
     /// Why `node` computes with floats, if it does.
     fn computes_floats(&self, node: &Node) -> Option<String> {
-        if is_quantize(node) || node.is("DequantizeLinear") {
+        if is_quantize(node) || node.is("DequantizeLinear") || self.counts(node) {
+            return None;
+        }
+        if MOVING.iter().any(|op_type| node.is(op_type)) && self.comes_from(node, MOVING, is_quantize) {
             return None;
         }
         if node.is("Pad") {
-            let bytes = |name: &str| {
-                self.index
-                    .producer(name)
-                    .is_some_and(|(_, node)| is_quantize(node) || node.is("Pad"))
-            };
-            let moves = node.input(0).is_some_and(bytes);
-            return (!moves).then(|| "it pads floats".to_owned());
+            return Some("it pads floats".to_owned());
         }
         let Some((_, values)) = INTEGER.iter().find(|(op_type, _)| node.is(op_type)) else {
             return Some("ONNX Runtime has no integer kernel for it".to_owned());
@@ -218,6 +219,26 @@ impl<'g> Turn<'_, 'g> {
             .filter(|name| !name.is_empty())
             .find(|name| !self.becomes_bytes(name));
         kept.map(|name| format!("its output {} stays float: no Quantize node reads it", shown(name)))
+    }
+
+    /// Whether `node` computes sizes, which are no values.
+    fn counts(&self, node: &Node) -> bool {
+        let shape = |node: &Node| node.is("Shape");
+        shape(node) || (COUNTING.iter().any(|op_type| node.is(op_type)) && self.comes_from(node, COUNTING, shape))
+    }
+
+    /// Whether the first input of `node` is made by what is a `source`, with nothing but operators of `types` between.
+    fn comes_from(&self, node: &Node, types: &[&str], source: impl Fn(&Node) -> bool) -> bool {
+        let before = |node: &Node| {
+            node.input(0)
+                .and_then(|name| self.index.producer(name))
+                .map(|(_, node)| node)
+        };
+        let mut maker = before(node);
+        while let Some(node) = maker.filter(|node| types.iter().any(|op_type| node.is(op_type))) {
+            maker = before(node);
+        }
+        maker.is_some_and(source)
     }
 
     /// Whether `node` reads `name` from a Dequantize node, or from the operator whose kernel it becomes a part of.

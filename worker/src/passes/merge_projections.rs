@@ -26,7 +26,7 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
         let mut groups: BTreeMap<(String, bool), Vec<Site<'_>>> = BTreeMap::new();
         // What is no product of constant weights is nothing that this pass looks at.
         for site in sites(&index, &mut Report::new(NAME)) {
-            if site.kind != Kind::Conv {
+            if !site.is_convolution() {
                 let key = (site.input().to_owned(), site.kind == Kind::MatMul);
                 groups.entry(key).or_default().push(site);
             }

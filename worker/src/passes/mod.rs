@@ -43,6 +43,7 @@ mod saturation;
 mod site;
 pub mod smooth;
 mod static_plan;
+mod transposed;
 mod value_path;
 mod weights;
 mod windows;

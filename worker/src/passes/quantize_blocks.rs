@@ -51,7 +51,9 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
         };
         for site in sites(index, &mut report) {
             match site.kind {
-                Kind::Conv => report.leave(site.node, "there is no convolution with block-wise weights"),
+                Kind::Conv | Kind::ConvTranspose => {
+                    report.leave(site.node, "there is no convolution with block-wise weights");
+                }
                 Kind::MatMul | Kind::Gemm { .. } => {
                     rewrite.product(&site, settings.bits, settings.size, recovering)?;
                     report.changed += 1;

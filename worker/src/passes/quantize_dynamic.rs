@@ -97,6 +97,7 @@ pub(super) fn quantize(
 fn windows(site: &Site<'_>) -> Result<Option<Windows>, &'static str> {
     match site.kind {
         Kind::Conv => Windows::of(site.node, site.weights).map(Some),
+        Kind::ConvTranspose => Err("there is no dynamic kernel for transposed convolution"),
         Kind::MatMul | Kind::Gemm { .. } => Ok(None),
     }
 }

@@ -15,6 +15,7 @@ use super::{
     region::{Member, Rounding},
     site::{Kind, Site, sites},
     static_plan::Plan,
+    transposed::Tiles,
     weights,
 };
 use crate::{
@@ -127,7 +128,7 @@ fn main(
     }
     for site in &plan.sites {
         let rank = plan.rank(site.input());
-        if site.kind == Kind::Conv || settings.activations == Activations::Int8 || settings.format == Format::Qdq {
+        if site.is_convolution() || settings.activations == Activations::Int8 || settings.format == Format::Qdq {
             rewrite.between(site, rank == Some(2))?;
         } else {
             rewrite.product(site, rank)?;
@@ -160,11 +161,12 @@ impl<'g> Rewrite<'_, 'g, '_, '_> {
     fn outputs(&mut self) -> Result<(), Error> {
         let plan = self.plan;
         let activation = |position: usize, own: usize| Some(position).filter(|position| *position != own);
-        for site in plan.sites.iter().filter(|site| site.kind == Kind::Conv) {
+        for site in plan.sites.iter().filter(|site| site.is_convolution()) {
             let (position, output) = site.result(self.index);
             self.name_activation(output)?;
             self.written.insert(output.to_owned());
-            self.activation(activation(position, site.position));
+            // What makes blocks moves them behind its activation.
+            self.activation(activation(position, site.position).filter(|_| site.kind == Kind::Conv));
         }
         for member in &plan.members {
             for output in member.outputs(self.index) {
@@ -284,6 +286,9 @@ impl<'g> Rewrite<'_, 'g, '_, '_> {
     /// A float operator between Dequantize nodes, which ONNX Runtime fuses. `matrix`: the input has two dimensions.
     fn between(&mut self, site: &Site<'_>, matrix: bool) -> Result<(), Error> {
         let activation = self.input(site.input())?;
+        if site.kind == Kind::ConvTranspose {
+            return self.blocks(site, &activation);
+        }
         let output = site.node.output().to_owned();
         let mut nodes = Vec::new();
         let mut node = site.node.clone();
@@ -310,13 +315,51 @@ impl<'g> Rewrite<'_, 'g, '_, '_> {
         nodes.push(layout::dequantize(&packed, 0, Granularity::PerTensor, &node.inputs[0]));
         let weights = wide.as_ref().unwrap_or(site.weights);
         let behind = self.weights_and_bias(site, weights, bias, activation.scale, &mut node, &mut nodes)?;
-        let behind = if site.kind == Kind::Conv && site.activation.is_none() {
+        let behind = if site.is_convolution() && site.activation.is_none() {
             self.requantize(&mut node)
         } else {
             behind
         };
         nodes.push(node);
         nodes.extend(behind);
+        self.layout.patch.replace(site.position, nodes);
+        Ok(())
+    }
+
+    /// A transposed convolution as a pointwise one, whose bytes are then moved.
+    fn blocks(&mut self, site: &Site<'_>, activation: &Activation) -> Result<(), Error> {
+        let tiles = Tiles::of(site.node, site.weights).map_err(|why| Error::NoEffect {
+            pass: NAME,
+            why: why.to_owned(),
+        })?;
+        let (position, output) = site.result(self.index);
+        let packed = self.name_activation(output)?.packed;
+        let mut node = Tiles::pointwise(site.node);
+        node.inputs[0] = self.layout.names.fresh(site.node.output(), "/x");
+        let mut nodes = vec![layout::dequantize(
+            &activation.packed,
+            0,
+            Granularity::PerTensor,
+            &node.inputs[0],
+        )];
+        let bias = site.bias.map(|bias| tiles.bias(bias)).transpose()?;
+        let weights = tiles.weights(site.weights)?;
+        self.weights_and_bias(site, &weights, bias.as_ref(), activation.scale, &mut node, &mut nodes)?;
+        let mut float = self.layout.names.fresh(site.node.output(), "/blocks");
+        node.outputs = vec![float.clone()];
+        nodes.push(node);
+        if position != site.position {
+            let mut behind = self.index.graph.nodes[position].clone();
+            behind.inputs[0] = float;
+            float = self.layout.names.fresh(output, "/float");
+            behind.outputs = vec![float.clone()];
+            nodes.push(behind);
+            self.layout.patch.remove(position);
+        }
+        let bytes = self.layout.names.fresh(output, "/blocks/q");
+        nodes.push(layout::quantize(&float, &packed.scale, &packed.zero_point, &bytes));
+        nodes.extend(tiles.spread(self.layout, &bytes, &packed.values)?);
+        nodes.push(layout::dequantize(&packed, 0, Granularity::PerTensor, output));
         self.layout.patch.replace(site.position, nodes);
         Ok(())
     }
@@ -331,7 +374,8 @@ impl<'g> Rewrite<'_, 'g, '_, '_> {
         node: &mut Node,
         nodes: &mut Vec<Node>,
     ) -> Result<Vec<Node>, Error> {
-        let (axis, granularity) = (site.channel_axis(), self.settings.granularity);
+        let granularity = self.settings.granularity;
+        let axis = if site.is_convolution() { 0 } else { site.channel_axis() };
         let grid = self.settings.grid();
         let floats = recovery::corrected(bias_tensor, None)?;
         let least = |channel: usize| {

@@ -11,7 +11,7 @@ use super::{
     loss::loss,
     nbits::{self, Known, Rewrite},
     recovery::Recovering,
-    site::{Kind, Site, leave_bodies, sites},
+    site::{Site, leave_bodies, sites},
 };
 use crate::onnx::{Index, Model, Names, Node, Patch, rewrite_main, shown};
 use assayer_crds::stages::MAX_PATTERNS;
@@ -139,7 +139,7 @@ impl Ladder {
         let mut report = Report::new(NAME);
         let index = Index::new(&model.graph);
         let mut sites = sites(&index, &mut report);
-        sites.retain(|site| site.kind != Kind::Conv);
+        sites.retain(|site| !site.is_convolution());
         let mut steps: Vec<Step> = Vec::new();
         for pattern in patterns {
             let mut matched = sites
@@ -256,7 +256,7 @@ fn hurt<'g>(
     let mut own = HashSet::new();
     for site in sites {
         own.insert(site.position);
-        let convolution = site.kind == Kind::Conv;
+        let convolution = site.is_convolution();
         let loss = if convolution {
             losses.get(site.node.output()).copied()
         } else {

@@ -149,13 +149,13 @@ impl<'s> Recovering<'s> {
     /// What was seen of the input of `site`, if it is a product.
     pub(super) fn seen(&self, site: &Site<'_>) -> Option<&'s Gram> {
         let inputs = site.weights.dims[1 - site.channel_axis()];
-        let gram = self.inputs.grams.get(site.input()).filter(|_| site.kind != Kind::Conv);
+        let gram = self.inputs.grams.get(site.input()).filter(|_| !site.is_convolution());
         gram.filter(|gram| gram.size() == inputs)
     }
 
     /// What was seen of the input of `site`, whatever it is.
     fn moments(&self, site: &Site<'_>) -> Option<Moments<'s>> {
-        if site.kind == Kind::Conv {
+        if site.is_convolution() {
             self.inputs.means.get(site.input()).map(Moments::Channels)
         } else {
             self.seen(site).map(Moments::Rows)
@@ -167,7 +167,7 @@ impl<'s> Recovering<'s> {
         if !self.gptq {
             return None;
         }
-        if site.kind == Kind::Conv {
+        if site.is_convolution() {
             self.rounded
                 .leave(site.node, "convolutions are rounded to the nearest step");
             return None;

@@ -31,6 +31,7 @@ fn convolution(channels: usize, groups: usize, with_bias: bool) -> Model {
     b.finish(&[&y])
 }
 
+#[allow(clippy::cast_precision_loss, reason = "small numbers")]
 /// Mean over all samples and places of each channel's error, squared and summed; and what bias correction changed.
 fn bias_left((float, channels): (&Model, usize), settings: &Quantize) -> (f64, Option<Report>) {
     let (taps, means) = (quantize_static::taps(float), convolution_inputs(float));
@@ -61,12 +62,22 @@ fn bias_left((float, channels): (&Model, usize), settings: &Quantize) -> (f64, O
     let mut sums = vec![0.0_f64; channels];
     for seed in 0..8 {
         let [left, right] = [float, &candidate].map(|model| run(model, &image(channels, seed))[0].to_floats().unwrap());
+        let plane = left.len() / channels;
         for (at, (left, right)) in left.iter().zip(&right).enumerate() {
-            sums[at / 100] += f64::from(left - right) / 800.0;
+            sums[at / plane] += f64::from(left - right) / (8 * plane) as f64;
         }
     }
     let report = recovering.finish().unwrap().pop();
     (sums.iter().map(|sum| sum * sum).sum(), report)
+}
+
+/// The same, without groups, but with each position giving 2 x 2 of the output.
+fn transposed(channels: usize) -> Model {
+    let mut b = Build::opset(17);
+    let x = b.input("x", &[1, i64::try_from(channels).unwrap(), 12, 12]);
+    let (w, bias) = (b.weights(&[channels, channels, 2, 2]), b.weights(&[channels]));
+    let y = b.node_with("ConvTranspose", &[&x, &w, &bias], &[("strides", A::Ints(vec![2, 2]))]);
+    b.finish(&[&y])
 }
 
 #[test]
@@ -78,10 +89,15 @@ fn a_mean_error_of_a_convolution_goes_into_its_bias() {
         (Mode::Static, Granularity::PerTensor, 64, 2, true),
         (Mode::Static, Granularity::PerTensor, 8, 8, false),
         (Mode::Static, Granularity::PerChannel, 8, 1, false),
+        // Transposed.
+        (Mode::Static, Granularity::PerTensor, 8, 0, true),
         (Mode::Dynamic, Granularity::PerTensor, 96, 1, true),
         (Mode::Dynamic, Granularity::PerTensor, 96, 1, false),
     ] {
-        let float = convolution(channels, groups, with_bias);
+        let float = match groups {
+            0 => transposed(channels),
+            _ => convolution(channels, groups, with_bias),
+        };
         let corrected = |bias_correction| {
             let recovery = Recovery {
                 bias_correction,

@@ -4,7 +4,7 @@
 //! Among those, the set with the fewest conversions between float and integer is chosen, for whole regions rather than for single
 //! operators. Never decides which convolutions and products are quantized.
 
-use super::site::{Kind, Site};
+use super::site::Site;
 use crate::onnx::{AttributeValue, Index, Node, Tensor};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -136,7 +136,7 @@ pub(super) fn candidates<'g>(index: &Index<'g>, sites: &[Site<'g>]) -> Vec<Membe
     for member in known.iter().flatten() {
         by_output.extend(member.outputs(index).map(|output| (output, member.position)));
     }
-    let convolutions = sites.iter().filter(|site| site.kind == Kind::Conv);
+    let convolutions = sites.iter().filter(|site| site.is_convolution());
     let mut values: Vec<&str> = convolutions
         .flat_map(|site| [site.input(), site.result(index).1])
         .collect();
@@ -204,7 +204,7 @@ struct Labels<'i, 'g> {
 impl<'i, 'g> Labels<'i, 'g> {
     /// With all candidates as members.
     fn new(index: &'i Index<'g>, sites: &[Site<'g>], candidates: &[Member<'g>], ends: bool) -> Self {
-        let convolutions = sites.iter().filter(|site| site.kind == Kind::Conv);
+        let convolutions = sites.iter().filter(|site| site.is_convolution());
         let mut labels = Self {
             index,
             made: convolutions.map(|site| site.result(index).1).collect(),

@@ -1,8 +1,8 @@
 //! Which nodes have an integer kernel that pays, and what a quantizer must know of each.
 //!
-//! A site is a Conv, `MatMul` or Gemm with constant 32-bit float weights. Everything else stays float.
+//! A site is a Conv, `ConvTranspose`, `MatMul` or Gemm with constant 32-bit float weights. Everything else stays float.
 
-use super::Report;
+use super::{Report, transposed::Tiles};
 use crate::onnx::{ElementType, Index, Model, Node, Tensor};
 use std::collections::BTreeSet;
 
@@ -40,6 +40,8 @@ pub(super) struct Site<'g> {
 pub(super) enum Kind {
     /// Weights `[channels, inputs / group, ...]`.
     Conv,
+    /// Weights `[inputs, channels, ...]`, whose windows lie side by side.
+    ConvTranspose,
     /// Weights `[inputs, channels]`.
     MatMul,
     /// Weights `[inputs, channels]`, or `[channels, inputs]` where transposed.
@@ -54,8 +56,13 @@ impl<'g> Site<'g> {
     pub(super) fn channel_axis(&self) -> usize {
         match self.kind {
             Kind::Conv | Kind::Gemm { transposed: true } => 0,
-            Kind::MatMul | Kind::Gemm { transposed: false } => 1,
+            Kind::ConvTranspose | Kind::MatMul | Kind::Gemm { transposed: false } => 1,
         }
+    }
+
+    /// Whether it is no matrix product.
+    pub(super) fn is_convolution(&self) -> bool {
+        matches!(self.kind, Kind::Conv | Kind::ConvTranspose)
     }
 
     /// The weights of a product as `[inputs, channels]`, row by row.
@@ -114,26 +121,23 @@ pub(super) fn leave_bodies(model: &Model, report: &mut Report) {
 
 /// The inputs of all matrix products of the main graph: what smoothing and rounding by GPTQ must know of the calibration data.
 pub fn product_inputs(model: &Model) -> Vec<String> {
-    inputs(model, |kind| kind != Kind::Conv)
+    inputs(model, false)
 }
 
 /// The inputs of all convolutions of the main graph: what bias correction must know of the calibration data.
 pub fn convolution_inputs(model: &Model) -> Vec<String> {
-    inputs(model, |kind| kind == Kind::Conv)
+    inputs(model, true)
 }
 
-fn inputs(model: &Model, wanted: impl Fn(Kind) -> bool) -> Vec<String> {
+fn inputs(model: &Model, convolutions: bool) -> Vec<String> {
     let index = Index::new(&model.graph);
     let sites = sites(&index, &mut Report::new("site"));
-    let wanted = sites.iter().filter(|site| wanted(site.kind));
+    let wanted = sites.iter().filter(|site| site.is_convolution() == convolutions);
     let inputs: BTreeSet<&str> = wanted.map(Site::input).collect();
     inputs.into_iter().map(str::to_owned).collect()
 }
 
 fn site<'g>(index: &Index<'g>, position: usize, node: &'g Node) -> Result<Site<'g>, &'static str> {
-    if node.is("ConvTranspose") {
-        return Err("ONNX Runtime has no integer kernel for transposed convolution");
-    }
     let activation = node.input(0).ok_or("no input")?;
     if index.constant(activation).is_some() {
         return Err("its input is constant");
@@ -149,7 +153,10 @@ fn site<'g>(index: &Index<'g>, position: usize, node: &'g Node) -> Result<Site<'
         return Err("its weights are empty");
     }
     let (kind, bias) = if node.is("Conv") {
-        (Kind::Conv, conv_bias(index, node, weights)?)
+        (Kind::Conv, conv_bias(index, node, weights, 0)?)
+    } else if node.is("ConvTranspose") {
+        Tiles::of(node, weights)?;
+        (Kind::ConvTranspose, conv_bias(index, node, weights, 1)?)
     } else if node.is("MatMul") {
         matrix(weights)?;
         (Kind::MatMul, None)
@@ -166,11 +173,14 @@ fn site<'g>(index: &Index<'g>, position: usize, node: &'g Node) -> Result<Site<'
         activation: None,
         sum: None,
     };
-    let products = weights.len() / weights.dims[site.channel_axis()];
+    let products = match kind {
+        Kind::ConvTranspose => weights.dims[0],
+        _ => weights.len() / weights.dims[site.channel_axis()],
+    };
     if products > MOST_PRODUCTS {
         return Err("it sums more products than a 32-bit accumulator can hold");
     }
-    let activation = if kind == Kind::Conv {
+    let activation = if site.is_convolution() {
         fused_activation(index, node)
     } else {
         None
@@ -187,12 +197,17 @@ fn site<'g>(index: &Index<'g>, position: usize, node: &'g Node) -> Result<Site<'
     })
 }
 
-fn conv_bias<'g>(index: &Index<'g>, node: &Node, weights: &Tensor) -> Result<Option<&'g Tensor>, &'static str> {
+fn conv_bias<'g>(
+    index: &Index<'g>,
+    node: &Node,
+    weights: &Tensor,
+    axis: usize,
+) -> Result<Option<&'g Tensor>, &'static str> {
     if weights.dims.len() < 3 {
         return Err("its weights have no spatial dimension");
     }
     node.input(2)
-        .map(|name| constant_bias(index, name, weights.dims[0]))
+        .map(|name| constant_bias(index, name, weights.dims[axis]))
         .transpose()
 }
 

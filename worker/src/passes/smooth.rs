@@ -12,7 +12,7 @@
 use super::{
     Error, Mode, Report,
     even::{self, Problem},
-    site::{Kind, Site, leave_bodies, sites},
+    site::{Site, leave_bodies, sites},
     value_path,
 };
 use crate::{
@@ -46,7 +46,7 @@ pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String,
         let sites = sites(&index, &mut report);
         let names: Vec<String> = sites.iter().map(|site| site.input().to_owned()).collect();
         for (site, name) in sites.into_iter().zip(&names) {
-            if site.kind == Kind::Conv {
+            if site.is_convolution() {
                 report.leave(
                     site.node,
                     "the channels of a convolution's input are not its last dimension",

@@ -38,7 +38,7 @@ fn chosen<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>> {
     let mut chosen = sites(index, report);
     let logarithms = logarithm::feeding(index);
     chosen.retain(|site| {
-        let slow = (site.kind == Kind::Conv).then(|| convolution::slow(site)).flatten();
+        let slow = (site.is_convolution()).then(|| convolution::slow(site)).flatten();
         let why = slow.or_else(|| logarithms.contains(site.node.output()).then_some(logarithm::WHY));
         if let Some(why) = why {
             report.leave(site.node, why);
@@ -50,7 +50,7 @@ fn chosen<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>> {
 
 /// Values that integer kernels make with a range of their own.
 fn ranged<'g>(index: &Index<'g>, sites: &[Site<'g>], members: &[Member<'g>]) -> Vec<&'g str> {
-    let convolutions = sites.iter().filter(|site| site.kind == Kind::Conv);
+    let convolutions = sites.iter().filter(|site| site.is_convolution());
     let members = members.iter().filter(|member| member.rounding != Rounding::Kept);
     convolutions
         .map(|site| site.result(index).1)
@@ -77,15 +77,24 @@ impl<'g, 'o> Plan<'g, 'o> {
         report: &mut Report,
     ) -> Self {
         let mut sites = chosen(index, report);
-        let mut members = region::candidates(index, &sites);
         if settings.activations == Activations::Int8 {
             // ONNX Runtime turns signed values into the unsigned ones that its convolutions want, but not past a node that takes bytes itself.
+            sites.retain(|site| {
+                let moved = site.kind == Kind::ConvTranspose;
+                if moved {
+                    report.leave(site.node, "it has no integer kernel with activations Int8: use UInt8");
+                }
+                !moved
+            });
+        }
+        let mut members = region::candidates(index, &sites);
+        if settings.activations == Activations::Int8 {
             members.retain(|member| !member.node.is("Pad"));
         }
         let values = Values::new(index, settings.activations, observed, &ranged(index, &sites, &members));
         sites.retain(|site| {
             let narrow = std::iter::once(site.input())
-                .chain((site.kind == Kind::Conv).then(|| site.result(index).1))
+                .chain((site.is_convolution()).then(|| site.result(index).1))
                 .find(|name| values.affine(name).is_none());
             if let Some(name) = narrow {
                 report.leave(

@@ -139,7 +139,8 @@ impl Windows {
     }
 }
 
-fn automatic(node: &Node) -> bool {
+/// Whether the padding of a convolution depends on the size of its input.
+pub(super) fn automatic(node: &Node) -> bool {
     matches!(node.attribute("auto_pad"), Some(AttributeValue::String(text)) if !text.is_empty() && &text[..] != b"NOTSET")
 }
 
