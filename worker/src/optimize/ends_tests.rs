@@ -120,6 +120,37 @@ fn a_softmax_at_the_end_computes_with_bytes_too() {
 }
 
 #[test]
+fn a_decoder_that_makes_pictures_larger_computes_with_bytes_too() {
+    let mut b = Build::opset(17);
+    let ints = |values: &[i64]| AttributeValue::Ints(values.to_vec());
+    let x = b.input("x", &[-1, 8, 16, 16]);
+    let (down, up, bias) = (b.weights(&[16, 8, 2, 2]), b.weights(&[16, 8, 2, 2]), b.weights(&[8]));
+    let strides = ("strides", ints(&[2, 2]));
+    let small = b.node_with("Conv", &[&x, &down], std::slice::from_ref(&strides));
+    let small = b.node("Relu", &[&small]);
+    let large = b.node_with("ConvTranspose", &[&small, &up, &bias], &[strides]);
+    let joined = b.node_with("Concat", &[&x, &large], &[("axis", AttributeValue::Int(1))]);
+    let last = b.weights(&[4, 16, 1, 1]);
+    let y = b.node("Conv", &[&joined, &last]);
+    let model = b.finish(&[&y]);
+    let (mut candidate, _) = make(&model, &[Stage::Quantize(fixed())]).unwrap();
+    let bytes = vec![Tensor::new("x", ElementType::Uint8, &[1, 8, 16, 16], vec![7; 8 * 256]).unwrap()];
+    let (outputs, operators) = testing::run_optimized(&candidate, &bytes);
+    assert_eq!(
+        (outputs[0].element, &outputs[0].dims),
+        (ElementType::Uint8, &vec![1, 4, 16, 16])
+    );
+    let floats = ["Conv", "ConvTranspose", "QuantizeLinear", "DequantizeLinear"];
+    let left = operators.iter().filter(|found| floats.contains(&found.as_str()));
+    assert_eq!(left.count(), 0, "{operators:?}");
+    assert_eq!(onnx::floats_around(&mut candidate).unwrap(), 2);
+    for row in rows() {
+        let far = testing::relative_difference(&testing::run(&model, &row), &testing::run(&candidate, &row));
+        assert!(far < 0.05, "{far}");
+    }
+}
+
+#[test]
 fn what_computes_with_floats_is_named() {
     let refused = |model: &Model, stages: &[Stage]| match make(model, stages) {
         Err(Error::Pass(error @ passes::Error::Floats { .. })) => error.to_string(),
