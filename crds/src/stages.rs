@@ -123,11 +123,11 @@ impl SimplifyPass {
 pub struct Recover {
     /// `SmoothQuant` evens out the inputs of matrix products (arXiv:2211.10438); it goes right before mode `Static` or `Dynamic`.
     /// `Equalization` evens out channels between neighbouring layers (arXiv:1906.04721); it needs no data and goes before `SmoothQuant` and
-    /// mode `Static` or `Dynamic` with `granularity: PerTensor`. The others go
-    /// after any `quantize`, in any order: `GPTQ` rounds each weight of matrix products so that the errors of a product make each other
-    /// good (arXiv:2210.17323); `BiasCorrection` moves the mean error of each output of products and convolutions into its bias (arXiv:1906.04721); `RaisePrecision`
-    /// keeps what loses most more precise: matrix products in 8-bit blocks, or in floats where those do not reach the goal; after mode
-    /// `Static`, convolutions and what lies between them in floats.
+    /// mode `Static` or `Dynamic` with `granularity: PerTensor`. The others go after any `quantize`, in any order: `GPTQ` rounds each weight
+    /// of matrix products so that the errors of a product make each other good (arXiv:2210.17323); `BiasCorrection` moves the mean error of
+    /// each output of products and convolutions into its bias (arXiv:1906.04721); `RaisePrecision` keeps what loses most more precise: matrix
+    /// products in 8-bit blocks, or in floats where those do not reach the goal; after mode `Static`, convolutions and what lies between them
+    /// in floats.
     pub method: RecoverMethod,
     /// Share of the weights of all matrix products and convolutions that `RaisePrecision` may raise, 0.01 to 0.99. More is more accurate, and
     /// slower after modes `Static` and `Dynamic`, larger after `Int4`. Default 0.2.
@@ -146,9 +146,9 @@ pub struct Recover {
         schemars(length(max = 8), regex(pattern = r"^0\.[5-9][0-9]{0,5}$"))
     )]
     pub goal: Option<String>,
-    /// Matrix products that `RaisePrecision` raises to 8-bit blocks, whatever they lose: what a recipe has in the place of `share` and `goal`. In the same words
-    /// as `quantize.only`, 1 to 128 entries; one that matches no matrix product is refused. Needs no calibration data. Default: those that
-    /// lose most.
+    /// Matrix products that `RaisePrecision` raises to 8-bit blocks, whatever they lose: what a recipe has in the place of `share` and
+    /// `goal`. In the same words as `quantize.only`, 1 to 128 entries; one that matches no matrix product is refused. Needs no calibration
+    /// data. Default: those that lose most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "kube",
@@ -346,7 +346,8 @@ pub struct CalibrationMethod {
         schemars(length(max = 16), regex(pattern = r"^(100(\.0{1,9})?|[5-9][0-9](\.[0-9]{1,9})?)$"))
     )]
     pub percentile: Option<String>,
-    /// Share of its distance by which each run moves the average with method `MovingAverage`, 0.0001 to 1; the first runs by more, so that it is their mean. Default 0.01.
+    /// Share of its distance by which each run moves the average with method `MovingAverage`, 0.0001 to 1; the first runs by more, so that
+    /// it is their mean. Default 0.01.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "kube",

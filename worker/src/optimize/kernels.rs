@@ -19,7 +19,8 @@ pub(super) enum Unknown {
     Graph(#[from] onnx::Error),
 }
 
-/// The nodes of `float` that [`between`] found in `quantized` and that fuse with neither neighbour. ONNX Runtime leaves its graph at `scratch` for as long as it is read; without nodes of that kind, it is not asked.
+/// The nodes of `float` that [`between`] found in `quantized` and that fuse with neither neighbour. ONNX Runtime leaves its graph at
+/// `scratch` for as long as it is read; without nodes of that kind, it is not asked.
 pub(super) fn floats(
     runtime: &Runtime,
     float: &Model,

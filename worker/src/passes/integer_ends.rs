@@ -50,7 +50,17 @@ const INTEGER: &[(&str, usize)] = &[
 /// Operators that the quantizer lets move bytes as they are.
 const MOVING: &[&str] = &["Pad", "Reshape", "Transpose"];
 /// Operators that sizes are computed with.
-const COUNTING: &[&str] = &["Add", "Concat", "Div", "Gather", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze"];
+const COUNTING: &[&str] = &[
+    "Add",
+    "Concat",
+    "Div",
+    "Gather",
+    "Mul",
+    "Slice",
+    "Squeeze",
+    "Sub",
+    "Unsqueeze",
+];
 /// Operators that take the function behind them into their integer kernel.
 const FUSING: &[&str] = &["Add", "Conv", "Gemm", "MatMul"];
 const FUSED: &[&str] = &["Clip", "Relu"];

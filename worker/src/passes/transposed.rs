@@ -9,7 +9,8 @@ use super::{Error, layout::Layout, windows::automatic};
 use crate::onnx::{AttributeValue, Node, Tensor};
 
 /// Why others stay floats.
-const OVERLAPS: &str = "ONNX Runtime has no integer kernel for transposed convolution, but where stride and kernel are the same, without pads and groups";
+const OVERLAPS: &str = "ONNX Runtime has integer kernels for transposed convolution only where stride and kernel are the same, without pads \
+                        and groups";
 
 /// Blocks of the output, one for each position of the input.
 #[derive(Debug)]
