@@ -173,8 +173,11 @@ fn judge_in(spec: &ModelOptimizationSpec, gate: &Gate, findings: &Findings<'_>, 
         .measured
         .iter()
         .filter(|measured| measured.environment == environment);
-    let (Some(measured), None) = (found.next(), found.next()) else {
-        return inconclusive("it was not measured exactly once");
+    let measured = match (found.next(), found.next()) {
+        (Some(measured), None) => measured,
+        (Some(_), Some(_)) => return inconclusive("it was measured more than once"),
+        (None, _) if findings.made.is_none() => return inconclusive("no candidate was made"),
+        (None, _) => return inconclusive("it was not measured"),
     };
     if !findings
         .baseline

@@ -114,12 +114,34 @@ fn what_can_not_be_judged_never_passes() {
         ("another candidate was measured", |m| {
             m.candidate_digest = Some(Digest::of(b"other"));
         }),
-        ("not measured exactly once", |m| m.environment = "elsewhere".into()),
+        ("it was not measured", |m| m.environment = "elsewhere".into()),
     ];
     for (why, damage) in damages {
         let mut measured = measured("edge", 0.9, 0.5);
         damage(&mut measured);
         let verdict = verdict_of(&spec, &measured);
+        assert_eq!(verdict.verdict, INCONCLUSIVE, "{why}");
+        assert!(verdict.message.contains(why), "{}", verdict.message);
+    }
+}
+
+#[test]
+fn what_was_not_made_or_measured_twice_is_told_as_that() {
+    let spec = with_gate(&json!({"name": "g", "metric": "latencyP99", "maxRatio": "9"}));
+    let edge = measured("edge", 0.9, 0.5);
+    let made = made(250);
+    for (made, measured, why) in [
+        (None, vec![], "no candidate was made"),
+        (Some(&made), vec![], "it was not measured"),
+        (Some(&made), vec![&edge, &edge], "measured more than once"),
+    ] {
+        let findings = Findings {
+            made,
+            baseline: vec![&edge],
+            measured,
+            failures: BTreeMap::new(),
+        };
+        let verdict = judge(&spec, &findings).remove(0);
         assert_eq!(verdict.verdict, INCONCLUSIVE, "{why}");
         assert!(verdict.message.contains(why), "{}", verdict.message);
     }
