@@ -3,7 +3,8 @@
 //! Decides which single file is the model or the data set. Never follows links.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -13,11 +14,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::Error;
 use super::unpack::Limits;
+use crate::threads::joined;
 
-/// Bytes that are read at once.
-const CHUNK: usize = 1 << 20;
-/// Chunks that are read and wait for their digest.
-const WAITING: usize = 4;
+/// Bytes that are read at once: they stay in the processor's cache until their digest is taken.
+const CHUNK: usize = 1 << 17;
+/// Bytes that are copied before their digest is taken.
+const PART: u64 = 1 << 20;
 
 /// Sorted, hashed files under `folder`, by their path inside it. Links and special files are refused.
 pub fn list(folder: &Path, limits: Limits) -> Result<Vec<ModelFile>, Error> {
@@ -81,45 +83,46 @@ pub(super) fn hash(path: &Path, inside: String) -> Result<ModelFile, Error> {
     Ok(described(inside, size, hash))
 }
 
-/// Copies one file; a second thread takes the digest of what is written meanwhile.
+/// Copies one file; a second thread takes the digest of what was written meanwhile.
+///
+/// The kernel copies, which reads nothing into this process, and on some file systems shares what both files hold.
 pub(super) fn copy(from: &Path, to: &Path, inside: String) -> Result<ModelFile, Error> {
-    let mut source = File::open(from).map_err(Error::disk("open", from))?;
-    let mut target = File::create(to).map_err(Error::disk("create", to))?;
-    let (written, chunks) = mpsc::sync_channel::<Vec<u8>>(WAITING);
-    let (used, buffers) = mpsc::channel::<Vec<u8>>();
+    let source = File::open(from).map_err(Error::disk("open", from))?;
+    let mut target = File::options();
+    let target = target.read(true).write(true).create(true).truncate(true).open(to);
+    let target = target.map_err(Error::disk("create", to))?;
+    let (written, ends) = mpsc::channel::<u64>();
     std::thread::scope(|scope| {
-        let hasher = scope.spawn(move || {
-            let mut hash = Sha256::new();
-            for chunk in chunks {
-                hash.update(&chunk);
-                // Nobody waits for the last ones.
-                let _ = used.send(chunk);
-            }
-            hash
-        });
+        let hasher = scope.spawn(|| hash_up_to(&target, ends));
         let mut size = 0;
         loop {
-            let mut buffer = buffers.try_recv().unwrap_or_default();
-            buffer.resize(CHUNK, 0);
-            let read = source.read(&mut buffer).map_err(Error::disk("read", from))?;
-            if read == 0 {
-                break;
-            }
-            buffer.truncate(read);
-            target.write_all(&buffer).map_err(Error::disk("write", to))?;
-            size += read as u64;
-            if written.send(buffer).is_err() {
+            let copied = io::copy(&mut (&source).take(PART), &mut &target).map_err(Error::disk("copy", from))?;
+            size += copied;
+            // Who ended early says why.
+            if copied == 0 || written.send(size).is_err() {
                 break;
             }
         }
         drop(written);
-        let hash = hasher.join().map_err(|_| Error::Disk {
-            action: "hash",
-            path: to.to_owned(),
-            source: std::io::Error::other("the thread that takes its digest failed"),
-        })?;
+        let hash = joined(hasher).map_err(Error::disk("read", to))?;
         Ok(described(inside, size, hash))
     })
+}
+
+/// The digest of a file that grows to one length after another.
+fn hash_up_to(file: &File, ends: mpsc::Receiver<u64>) -> io::Result<Sha256> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    for end in ends {
+        while at < end {
+            let left = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+            file.read_exact_at(&mut buffer[..left], at)?;
+            hash.update(&buffer[..left]);
+            at += left as u64;
+        }
+    }
+    Ok(hash)
 }
 
 fn described(path: String, size: u64, hash: Sha256) -> ModelFile {
@@ -190,7 +193,7 @@ mod tests {
     fn a_copy_has_the_digest_of_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let (from, to) = (folder.path().join("from"), folder.path().join("to"));
-        for size in [0, 1, CHUNK, 7 * CHUNK + 3] {
+        for size in [0, 1, CHUNK, 7 * CHUNK + 3, 2 * (1 << 20) + 1] {
             let bytes: Vec<u8> = (0..=250).cycle().take(size).collect();
             std::fs::write(&from, &bytes).unwrap();
             let copied = copy(&from, &to, "to".into()).unwrap();
