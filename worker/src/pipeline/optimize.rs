@@ -22,6 +22,7 @@ use crate::run::{describe, machine, model_failure, provider, shape_failure};
 use crate::sandbox::{self, Level};
 use crate::session;
 use crate::storage;
+use crate::threads::joined;
 
 /// The folder with the candidate's files, inside the job's `out`.
 pub(super) const MODEL: &str = "model";
@@ -87,12 +88,23 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         given,
     };
     let at_once = feed.as_ref().map_or(1, Feed::batch_limit).min(BATCH);
-    let report = together(at_once, |batch| {
-        most.set(batch);
-        optimize::optimize(&runtime, &request, &open, &mut progress)
+    let list = || storage::list(&folder, storage::Limits::default());
+    let (report, made) = std::thread::scope(|scope| {
+        let mut listing = None;
+        let report = together(at_once, |batch| {
+            most.set(batch);
+            optimize::optimize(&runtime, &request, &open, &mut |step| {
+                // From here on the files stay as they are.
+                if step == Step::Verify {
+                    listing = Some(scope.spawn(list));
+                }
+                progress(step);
+            })
+        });
+        (report, listing.map_or_else(list, joined))
     });
     let report = report.map_err(|error| failure(&error))?;
-    let made = storage::list(&folder, storage::Limits::default())?;
+    let made = made?;
     let runtime = describe(provider::version(&runtime), threads);
     let baseline_digest: Digest = read_note(&layout.inputs().join(stage::DIGEST))?;
     let calibration_rows = if report.calibration_batches > 0 { used.get() } else { 0 };
