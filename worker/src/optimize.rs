@@ -11,7 +11,6 @@ mod pace;
 mod quantization;
 mod reference;
 mod regions;
-mod scratch;
 mod stage;
 
 pub use stage::{Chosen, Stage};
@@ -22,10 +21,8 @@ use crate::{
     onnx::{self, Limits, Model, Tensor},
     passes::{self, Report, Simplify},
     session::{self, Runtime},
-    threads::joined,
 };
 use reference::{Baseline, Reference};
-use scratch::Scratch;
 use stage::Calibration;
 use std::{
     collections::BTreeMap,
@@ -180,11 +177,9 @@ pub fn optimize(
         None if request.stages.iter().any(Stage::calibrates) => return Err(Error::NoSample),
         None => (made_up::inputs(&model, &given.shapes).map_err(Error::MadeUp)?, true),
     };
-    let mut scratch = Scratch::of(&mut model, request.output);
     let baseline = Baseline {
         runtime,
         model: model.clone(),
-        weights: scratch.aside(),
         which: if given.shapes.is_empty() {
             "baseline"
         } else {
@@ -202,7 +197,7 @@ pub fn optimize(
             bytes_before,
             nodes_before,
         };
-        let made = work.make(model, &mut reference, &mut scratch, progress);
+        let made = work.make(model, &mut reference, progress);
         // First: of a baseline that does not run nothing can be made.
         reference.wait()?;
         let mut report = made?;
@@ -234,7 +229,6 @@ impl Work<'_, '_> {
         &self,
         mut model: Model,
         reference: &mut Reference<'_>,
-        scratch: &mut Scratch,
         progress: &mut dyn FnMut(Step),
     ) -> Result<OptimizeReport, Error> {
         let Self {
@@ -256,9 +250,6 @@ impl Work<'_, '_> {
         let (mut done, mut chosen) = (0, Vec::new());
         let (mut asked, mut excepted) = (false, 0);
         for stage in stages {
-            if stage.runs() {
-                reference.wait_for_weights();
-            }
             let mut told = |step| {
                 if let Step::Calibrate(batches) = step {
                     done = batches;
@@ -297,23 +288,10 @@ impl Work<'_, '_> {
         let mut made = onnx::read(request.output, &request.limits)?;
         onnx::check(&made, &request.limits)?;
         // Inputs and outputs that are bytes are given and taken as floats, as the baseline's.
-        let floats = (onnx::floats_around(&mut made)? > 0).then_some(made);
+        onnx::floats_around(&mut made)?;
         progress(Step::Verify);
-        // A thread of its own waits: the baseline's needs rayon's threads to end, and one of them that waited for it could hold up its work.
-        let (candidate, waited) = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| {
-                reference.wait()?;
-                scratch.remove();
-                Ok::<_, Error>(())
-            });
-            let session = match &floats {
-                Some(made) => runtime.open_model(made, &once),
-                None => runtime.open(request.output, &once),
-            };
-            let candidate = reference::run(session, "candidate", probe);
-            (candidate, joined(waiting))
-        });
-        waited?;
+        let candidate = reference::run(runtime.open_model(&made, &once), "candidate", probe);
+        reference.wait()?;
         Ok(OptimizeReport {
             opset_before: upgraded.before,
             opset_after: upgraded.after,

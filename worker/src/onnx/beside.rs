@@ -14,10 +14,9 @@ use std::{
 
 /// Tensors smaller than this stay in the protobuf: many of them are read while a session is built.
 const SMALLEST: usize = 1024;
-/// Runtimes read elements where they lie, so they must lie where the widest of them may.
-const ALIGNMENT: u64 = 8;
 
-/// The files beside a model that its weights lie in.
+/// The files that a model's weights lie in: those beside it, and its own. Inside that one they lie at any offset, as they do in files of
+/// external data that were written one tensor after another; ONNX Runtime's kernels read them there all the same.
 #[derive(Debug, Clone, Default)]
 pub struct Beside {
     folder: PathBuf,
@@ -25,12 +24,11 @@ pub struct Beside {
     places: BTreeMap<usize, Place>,
 }
 
-/// Bytes in memory that are in a file as well.
+/// A file in memory.
 #[derive(Debug, Clone)]
 struct Place {
     bytes: Bytes,
     file: String,
-    offset: u64,
 }
 
 /// Where weights lie says nothing about what they are: equal models may lie in different files.
@@ -43,27 +41,7 @@ impl PartialEq for Beside {
 impl Beside {
     /// Whole files of `folder`, mapped.
     pub(super) fn mapped(folder: PathBuf, files: BTreeMap<String, Bytes>) -> Self {
-        let offset = 0;
-        let places = files.into_iter().map(|(file, bytes)| Place { bytes, file, offset });
-        Self::new(folder, places)
-    }
-
-    /// The weights of `graph` that `placement` puts into files of `folder`.
-    pub(super) fn placed(folder: PathBuf, graph: &Graph, placement: &Placement) -> Self {
-        let places = graph.initializers.iter().filter_map(|tensor| {
-            let (Data::Raw(bytes), Some((file, offset))) = (&tensor.data, placement.get(&tensor.name)) else {
-                return None;
-            };
-            Some(Place {
-                bytes: bytes.clone(),
-                file: file.clone(),
-                offset: *offset,
-            })
-        });
-        Self::new(folder, places)
-    }
-
-    fn new(folder: PathBuf, places: impl Iterator<Item = Place>) -> Self {
+        let places = files.into_iter().map(|(file, bytes)| Place { bytes, file });
         let places = places.map(|place| (place.bytes.as_ptr().addr(), place)).collect();
         Self { folder, places }
     }
@@ -91,8 +69,7 @@ impl Beside {
     fn locate(&self, bytes: &Bytes) -> Option<(String, u64)> {
         let range = bytes.as_ptr_range();
         let (first, place) = self.places.range(..=range.start.addr()).next_back()?;
-        let offset = place.offset + (range.start.addr() - first) as u64;
         let inside = range.end <= place.bytes.as_ptr_range().end;
-        (inside && offset.is_multiple_of(ALIGNMENT)).then(|| (place.file.clone(), offset))
+        inside.then(|| (place.file.clone(), (range.start.addr() - first) as u64))
     }
 }

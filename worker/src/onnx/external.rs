@@ -194,9 +194,11 @@ impl Folder {
         })
     }
 
-    /// The files that were mapped.
-    pub(super) fn into_beside(self) -> Beside {
-        Beside::mapped(self.path, self.files)
+    /// The files that were mapped, and the model's own, if it lies in this folder.
+    pub(super) fn into_beside(self, own: Option<(&str, Bytes)>) -> Beside {
+        let mut files = self.files;
+        files.extend(own.map(|(name, bytes)| (name.to_owned(), bytes)));
+        Beside::mapped(self.path, files)
     }
 
     fn io(&self, name: &str, source: std::io::Error) -> Error {

@@ -1,7 +1,6 @@
 //! Models in files: read within limits, written whole or not at all.
 
 use super::{
-    beside::Beside,
     decode::{self, Context},
     encode::{self, Placement},
     error::Error,
@@ -27,7 +26,7 @@ const EXTERNAL_ABOVE: u64 = 1 << 30;
 const EXTERNAL_TENSOR: usize = 1024;
 /// Offsets of external tensors are multiples of this, so that runtimes can map them.
 const ALIGNMENT: u64 = 4096;
-/// Bytes of weights that are written at once.
+/// Bytes that are written at once.
 const PART: usize = 4 << 20;
 
 /// What was written.
@@ -57,6 +56,18 @@ pub fn from_bytes(bytes: &Bytes, limits: &Limits) -> Result<Model, Error> {
 
 /// Reads a model file and the external data beside it. The file must be regular; a link is refused.
 pub fn read(path: &Path, limits: &Limits) -> Result<Model, Error> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    // A runtime is told of the folder and of the file by name.
+    let own = path.to_str().and_then(|_| path.file_name()?.to_str());
+    read_within(path, parent.unwrap_or(Path::new(".")), own, limits)
+}
+
+/// The same for a file that is soon removed, and whose external data lies in `folder`.
+pub fn read_beside(path: &Path, folder: &Path, limits: &Limits) -> Result<Model, Error> {
+    read_within(path, folder, None, limits)
+}
+
+fn read_within(path: &Path, folder: &Path, own: Option<&str>, limits: &Limits) -> Result<Model, Error> {
     let io = |action, source| Error::Io {
         action,
         path: path.to_owned(),
@@ -74,11 +85,7 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Model, Error> {
     }
     within(metadata.len(), limits)?;
     let bytes = mapped::map(&file).map_err(|source| io("read", source))?;
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut folder = Folder::open(parent, limits.external_bytes, limits.external_files)?;
+    let mut folder = Folder::open(folder, limits.external_bytes, limits.external_files)?;
     let budget = Budget::new(limits, bytes.len());
     let mut model = decode::model(
         &mut Context {
@@ -88,7 +95,7 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Model, Error> {
         },
         &bytes,
     )?;
-    model.beside = folder.into_beside();
+    model.beside = folder.into_beside(own.map(|name| (name, bytes)));
     Ok(model)
 }
 
@@ -147,36 +154,6 @@ pub fn write(model: &Model, path: &Path) -> Result<Written, Error> {
     write_with(model, path, EXTERNAL_ABOVE)
 }
 
-/// Weights on their way into a file of their own.
-#[derive(Debug)]
-pub struct Aside {
-    path: PathBuf,
-    parts: Vec<(u64, Bytes)>,
-}
-
-/// Lets the weights of `model` lie in a file at `path`, where runtimes map them: once [`Aside::write`] is through.
-pub fn lay_aside(model: &mut Model, path: &Path) -> Aside {
-    let placement = place(model, path);
-    let folder = path.parent().unwrap_or(Path::new("."));
-    model.beside = Beside::placed(folder.to_owned(), &model.graph, &placement);
-    Aside {
-        path: path.to_owned(),
-        parts: parts(model, &placement),
-    }
-}
-
-impl Aside {
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Writes the file.
-    pub fn write(&self) -> Result<(), Error> {
-        replace(&self.path, |file| write_external(&self.parts, file)).map(drop)
-    }
-}
-
 fn write_with(model: &Model, path: &Path, external_above: u64) -> Result<Written, Error> {
     let total: u64 = model
         .graph
@@ -194,7 +171,11 @@ fn write_with(model: &Model, path: &Path, external_above: u64) -> Result<Written
     let rope = encode::model(model, &placement);
     bytes += replace(path, |file| {
         let mut out = io::BufWriter::with_capacity(1 << 16, file);
-        rope.chunks().try_for_each(|chunk| out.write_all(chunk))?;
+        for piece in rope.chunks().flat_map(|chunk| chunk.chunks(PART)) {
+            out.write_all(piece)?;
+            // Unchanged weights, which were only mapped to be written.
+            mapped::release(piece);
+        }
         out.flush()?;
         Ok(rope.len() as u64)
     })?;
@@ -306,22 +287,26 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_are_laid_aside_are_found_there() {
+    fn a_session_reads_weights_inside_the_models_own_file_at_any_offset() {
         let mut b = Build::opset(17);
         let (x, weights) = (b.input("x", &[2, 40]), b.weights(&[40, 50]));
         let y = b.node("MatMul", &[&x, &weights]);
         let mut model = b.finish(&[&y]);
         let folder = tempfile::tempdir().unwrap();
-        let aside = lay_aside(&mut model, &folder.path().join("weights"));
-        let inside = to_bytes_beside(&model).unwrap().len();
-        assert!(inside < 1000, "{inside}");
-        aside.write().unwrap();
+        let path = folder.path().join("m.onnx");
         let input = vec![Tensor::floats("x", &[2, 40], &noise(1, 80)).unwrap()];
         let options = Options::default();
-        assert_eq!(
-            values(runtime().open_model(&model, &options), &input),
-            values(runtime().open_bytes(&to_bytes(&model), &options), &input)
-        );
+        let expected = values(runtime().open_bytes(&to_bytes(&model), &options), &input);
+        let mut places = std::collections::BTreeSet::new();
+        for length in 1..=4 {
+            model.graph.name = "g".repeat(length);
+            write(&model, &path).unwrap();
+            let model = read(&path, &Limits::default()).unwrap();
+            places.extend(model.beside.placement(&model.graph).into_values().map(|(_, at)| at % 4));
+            assert!(to_bytes_beside(&model).unwrap().len() < 1000);
+            assert_eq!(values(runtime().open_model(&model, &options), &input), expected);
+        }
+        assert_eq!(places.len(), 4);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub use self::{
     element::ElementType,
     ends::{Ends, Scale, ends, floats_around, set_ends},
     error::{Error, shown},
-    file::{Aside, Written, from_bytes, lay_aside, read, sha256, to_bytes, to_bytes_beside, write},
+    file::{Written, from_bytes, read, read_beside, sha256, to_bytes, to_bytes_beside, write},
     free::{Mismatch, RowShapes, free_dimensions},
     index::{Index, Use, captured},
     limits::Limits,

@@ -38,7 +38,12 @@ pub(super) fn floats(
         ..Options::default()
     };
     let opened = runtime.open_model(quantized, &options).map_err(Unknown::from);
-    let optimized = opened.and_then(|_| Ok(onnx::read(scratch, limits)?));
+    let optimized = opened.and_then(|_| {
+        Ok(match quantized.beside.folder() {
+            Some(weights) => onnx::read_beside(scratch, weights, limits)?,
+            None => onnx::read(scratch, limits)?,
+        })
+    });
     if scratch.exists()
         && let Err(error) = std::fs::remove_file(scratch)
     {

@@ -3,13 +3,12 @@
 
 use super::Error;
 use crate::{
-    onnx::{Aside, Index, Model, Tensor, shown},
+    onnx::{Index, Model, Tensor, shown},
     session::{self, Options, Runtime, Session},
     threads::joined,
 };
 use std::{
     collections::BTreeMap,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread::{Scope, ScopedJoinHandle},
 };
 
@@ -17,8 +16,6 @@ use std::{
 pub(super) struct Baseline<'r> {
     pub(super) runtime: &'r Runtime,
     pub(super) model: Model,
-    /// What must be written first.
-    pub(super) weights: Option<Aside>,
     /// What to call it.
     pub(super) which: &'static str,
     /// Nobody knows whether the model takes these inputs.
@@ -26,12 +23,7 @@ pub(super) struct Baseline<'r> {
 }
 
 impl Baseline<'_> {
-    fn run(self, probe: &[Tensor], written: SyncSender<()>) -> Result<Vec<Tensor>, Error> {
-        if let Some(weights) = &self.weights {
-            weights.write()?;
-        }
-        // Heard where the sender is gone; an error is told by the end of the run.
-        drop(written);
+    fn run(self, probe: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         // As Assayer's own canonical bytes: ONNX Runtime never sees the file as it came.
         let session = self.runtime.open_model(&self.model, &once(&self.model));
         run(session, self.which, probe).map_err(|error| match error {
@@ -45,25 +37,16 @@ impl Baseline<'_> {
 #[derive(Debug)]
 pub(super) struct Reference<'s> {
     running: Option<ScopedJoinHandle<'s, Result<Vec<Tensor>, Error>>>,
-    written: Receiver<()>,
     outputs: Vec<Tensor>,
 }
 
 impl<'s> Reference<'s> {
     /// Starts the run.
     pub(super) fn begin<'e>(scope: &'s Scope<'s, 'e>, baseline: Baseline<'e>, probe: &'e [Tensor]) -> Self {
-        let (sender, written) = sync_channel(0);
         Self {
-            running: Some(scope.spawn(move || baseline.run(probe, sender))),
-            written,
+            running: Some(scope.spawn(move || baseline.run(probe))),
             outputs: Vec::new(),
         }
-    }
-
-    /// Waits until the weights lie in their file, or never will.
-    pub(super) fn wait_for_weights(&self) {
-        // Nothing is ever sent: this is the sender's end.
-        let _ended = self.written.recv();
     }
 
     /// Waits for the end of the run, after which its memory is free again. Says once why it failed.

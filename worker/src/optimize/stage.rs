@@ -94,11 +94,6 @@ impl Stage {
         }
     }
 
-    /// Whether it runs the model.
-    pub(super) fn runs(&self) -> bool {
-        self.calibrates() || matches!(self, Self::Float16)
-    }
-
     /// Whether it makes integers of weights.
     pub(super) fn quantizes(&self) -> bool {
         matches!(self, Self::Quantize(_) | Self::QuantizeBlocks(_))
