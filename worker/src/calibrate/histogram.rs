@@ -49,14 +49,33 @@ impl Histogram {
         self.counts.capacity() * size_of::<u64>()
     }
 
-    /// Adds values and gives their extremes. They are counted while the search for extremes has left them in the cache; where there are
-    /// many, in parts side by side. Errors with the first value that is not finite, after which the counts are of no use.
+    /// Adds values and gives their extremes; many in parts side by side, which merge to the same counts. Errors with the first value that is
+    /// not finite, after which the counts are of no use.
     pub(super) fn take_in(&mut self, values: &[f32]) -> Result<Extent, f32> {
-        if values.len() > PART {
-            let extent = Extent::of(values)?;
-            self.add(values, extent);
-            return Ok(extent);
+        if values.len() <= PART {
+            return self.take_in_part(values);
         }
+        let exponent = self.exponent;
+        let of_part = |values: &[f32]| {
+            let mut part = Self {
+                exponent,
+                ..Self::default()
+            };
+            let extent = part.take_in_part(values)?;
+            Ok((part, extent))
+        };
+        let parts: Vec<Result<(Self, Extent), f32>> = values.par_chunks(PART).map(of_part).collect();
+        let mut all = Extent::default();
+        for part in parts {
+            let (part, extent) = part?;
+            self.merge(part);
+            all.merge(extent);
+        }
+        Ok(all)
+    }
+
+    /// The same for values that are counted while the search for extremes has left them in the cache.
+    fn take_in_part(&mut self, values: &[f32]) -> Result<Extent, f32> {
         let mut all = Extent::default();
         for near in values.chunks(NEAR) {
             let extent = Extent::of(near)?;
@@ -66,30 +85,10 @@ impl Histogram {
         Ok(all)
     }
 
-    /// Adds finite values whose extremes are `extent`; many of them in parts, which merge to the same counts.
+    /// Adds finite values whose extremes are `extent`.
     pub fn add(&mut self, values: &[f32], extent: Extent) {
         self.widen(exponent_for(extent.magnitude()));
-        if values.len() <= PART {
-            return self.count(values);
-        }
-        let exponent = self.exponent;
-        let parts = values.par_chunks(PART).fold(
-            || Self {
-                exponent,
-                ..Self::default()
-            },
-            |mut part, values| {
-                part.count(values);
-                part
-            },
-        );
-        let merged = parts.reduce_with(|mut left, right| {
-            left.merge(right);
-            left
-        });
-        if let Some(merged) = merged {
-            self.merge(merged);
-        }
+        self.count(values);
     }
 
     /// Counts values that fall inside.
