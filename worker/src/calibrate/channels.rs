@@ -76,6 +76,18 @@ impl Rows for Channels {
 }
 
 impl Channels {
+    /// Adds what another has seen of as many channels.
+    pub fn join(&mut self, other: &Self) {
+        for channel in 0..self.size().min(other.size()) {
+            self.squares[channel] += other.squares[channel];
+            self.all.extend(channel, other.all.up[channel]);
+            self.all.extend(channel, -other.all.down[channel]);
+            self.runs.up[channel] += other.runs.up[channel];
+            self.runs.down[channel] += other.runs.down[channel];
+        }
+        self.rows += other.rows;
+    }
+
     /// As far as any value has gone: what a range that is fixed beforehand must hold.
     pub fn ends(&self) -> &Ends {
         &self.all
@@ -104,6 +116,18 @@ impl Channels {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn joined_is_what_was_seen_one_after_the_other() {
+        let (mut joined, mut other, mut both) = (Channels::new(2), Channels::new(2), Channels::new(2));
+        let (first, second) = ([1.0, -5.0, 3.0, 1.0], [-2.0, 0.5]);
+        joined.add(&first);
+        other.add(&second);
+        joined.join(&other);
+        both.add(&first);
+        both.add(&second);
+        assert_eq!(joined, both);
+    }
 
     #[test]
     fn channels_are_kept_apart() {

@@ -88,6 +88,19 @@ impl Rows for Gram {
 }
 
 impl Gram {
+    /// Adds what another has seen of as many inputs; both have seen their last row.
+    pub fn join(&mut self, other: &Self) {
+        let panels = self.panels.iter_mut().flatten();
+        for (sum, other) in panels.zip(other.panels.iter().flatten()) {
+            *sum += other;
+        }
+        for (sum, other) in self.sums.iter_mut().zip(&other.sums) {
+            *sum += other;
+        }
+        self.rows += other.rows;
+        self.spread += other.spread;
+    }
+
     /// The sum for a pair of inputs.
     pub fn at(&self, left: usize, right: usize) -> f64 {
         let (low, high) = (left.min(right), left.max(right));
@@ -178,6 +191,27 @@ mod tests {
         whole.add(&rows);
         whole.finish();
         assert_eq!(whole.panels, parts.panels, "batches make no difference");
+    }
+
+    #[test]
+    fn joined_is_what_was_seen_one_after_the_other() {
+        let (size, rows) = (150, noise(4, 150 * 40));
+        let mut parts = rows.chunks(size * 25).map(|part| {
+            let mut gram = Gram::new(size);
+            gram.add(part);
+            gram.finish();
+            gram
+        });
+        let (mut joined, other) = (parts.next().unwrap(), parts.next().unwrap());
+        joined.join(&other);
+        let mut both = Gram::new(size);
+        rows.chunks(size * 25).for_each(|part| both.add(part));
+        both.finish();
+        for (left, right) in [(0, 0), (3, 140), (149, 149)] {
+            assert!((joined.at(left, right) - both.at(left, right)).abs() < 1e-4);
+        }
+        assert!((joined.mean(7) - both.mean(7)).abs() < 1e-12);
+        assert!((joined.square_range() - both.square_range()).abs() < 1e-12);
     }
 
     #[test]

@@ -78,13 +78,13 @@ impl<'k> Quantization<'k> {
             blocks: !matches!(self.form, Form::Integers(settings, _) if settings.format == Format::Qdq),
             floats,
         };
-        let recovering = Recovering::new(self.recovery(), self.inputs);
+        let recovering = Recovering::new(self.recovery(), self.inputs, model);
         Ladder::worst(model, bounds, otherwise, &recovering, losses).map(Some)
     }
 
     /// Quantizes `model`, with so many steps of raising precision taken. Their report, if there are any, is the first.
     pub(super) fn apply(&self, model: &mut Model, raised: Option<(&Ladder, usize)>) -> Result<Vec<Report>, Error> {
-        let mut recovering = Recovering::new(self.recovery(), self.inputs);
+        let mut recovering = Recovering::new(self.recovery(), self.inputs, model);
         let mut reports = Vec::new();
         if let (Some((ladder, count)), Some(otherwise)) = (raised, self.otherwise()) {
             reports.push(ladder.raise(model, count, otherwise, &mut recovering)?);

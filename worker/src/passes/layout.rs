@@ -2,6 +2,7 @@
 
 use super::{
     Activations, Granularity,
+    vectors::Vectors,
     weights::{Affine, QuantizedWeights},
 };
 use crate::onnx::{AttributeValue, ElementType, Error, Names, Node, Patch, Tensor};
@@ -12,6 +13,7 @@ pub(super) struct Layout {
     pub(super) patch: Patch,
     pub(super) names: Names,
     packed: HashMap<(String, usize), (QuantizedWeights, Packed)>,
+    vectors: Vectors,
     /// Weights of recurrent operators, which have a layout of their own, by name.
     pub(super) recurrent: HashMap<String, Packed>,
 }
@@ -30,6 +32,7 @@ impl Layout {
             patch,
             names,
             packed: HashMap::new(),
+            vectors: Vectors::default(),
             recurrent: HashMap::new(),
         }
     }
@@ -43,6 +46,11 @@ impl Layout {
         let name = tensor.name.clone();
         self.patch.add_tensor(tensor);
         name
+    }
+
+    /// A bias of products with the weights `weights`; the same as before where it is equal.
+    pub(super) fn bias(&mut self, weights: &str, bias: Tensor) -> String {
+        self.vectors.add(weights, bias, &mut self.patch)
     }
 
     /// Scale and zero point of an activation, as initializers.

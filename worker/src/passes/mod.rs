@@ -40,11 +40,13 @@ pub mod raise_precision;
 mod recovery;
 mod region;
 mod saturation;
+mod shared;
 mod site;
 pub mod smooth;
 mod static_plan;
 mod transposed;
 mod value_path;
+mod vectors;
 mod weights;
 mod windows;
 
@@ -425,6 +427,8 @@ mod property_tests;
 mod recovery_tests;
 #[cfg(test)]
 mod region_tests;
+#[cfg(test)]
+mod shared_tests;
 #[cfg(test)]
 mod simplify_tests;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::{
     gptq::Factor,
     recovery::{self, Recovering},
     site::Site,
+    vectors::Vectors,
 };
 use crate::onnx::{AttributeValue, ElementType, Index, Names, Node, Patch, Tensor, shown};
 use std::collections::HashMap;
@@ -18,8 +19,15 @@ pub(super) const DOMAIN: &str = "com.microsoft";
 /// `accuracy_level` that lets ONNX Runtime compute with 8-bit integers.
 const INTEGERS: i64 = 4;
 
-/// Block-wise weights that were rounded to the nearest step, by what they are made of and their blocks; any graph may read them.
-pub(super) type Known = HashMap<(String, Order, Bits, usize), [String; 3]>;
+/// What block-wise weights are made of, their blocks, and whether they were rounded by GPTQ.
+type Key = (String, Order, Bits, usize, bool);
+
+/// What was written so far; any graph may read it.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    weights: HashMap<Key, [String; 3]>,
+    biases: Vectors,
+}
 
 /// Block-wise nodes of one graph under construction.
 pub(super) struct Rewrite<'i, 'g> {
@@ -30,10 +38,12 @@ pub(super) struct Rewrite<'i, 'g> {
 }
 
 impl Rewrite<'_, '_> {
-    /// Replaces the product `site`, and the sum behind it where one can be taken over.
+    /// Replaces the product `site`, and the sum behind it where one can be taken over. `tied`: an embedding with the same blocks shares its
+    /// weights.
     pub(super) fn product(
         &mut self,
         site: &Site<'_>,
+        tied: bool,
         bits: Bits,
         block: usize,
         recovering: &mut Recovering<'_>,
@@ -48,7 +58,11 @@ impl Rewrite<'_, '_> {
             &[columns * bits.bytes(count)],
         ];
         let ([codes, scales, zero_points], correction) = if recovering.calibrates(site) {
-            let factor = recovering.factor(site);
+            let factor = if tied {
+                recovering.tied(site)
+            } else {
+                recovering.factor(site)
+            };
             let blocked = quantize(site.weights, (columns, inner), order, bits, block, factor.as_deref())?;
             let correction = recovering.correction(site, site.weights, axis, || {
                 let rows = blocks::unpack(&blocked, (columns, inner), bits, block);
@@ -59,7 +73,8 @@ impl Rewrite<'_, '_> {
                         .collect(),
                 }
             });
-            (self.tensors(&site.weights.name, blocked, dims)?, correction)
+            let key = (site.weights.name.clone(), order, bits, block, factor.is_some());
+            (self.tensors(key, blocked, dims)?, correction)
         } else {
             (
                 self.nearest(site.weights, (columns, inner), order, bits, block, dims)?,
@@ -79,7 +94,8 @@ impl Rewrite<'_, '_> {
         };
         if let Some(values) = recovery::corrected(vector, correction)? {
             let name = self.names.fresh(vector.map_or(output, |vector| &vector.name), "/bias");
-            self.patch.add_tensor(Tensor::floats(&name, &[columns], &values)?);
+            let values = Tensor::floats(&name, &[columns], &values)?;
+            let name = self.known.biases.add(&site.weights.name, values, &mut self.patch);
             inputs.extend([String::new(), name]);
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
@@ -104,24 +120,26 @@ impl Rewrite<'_, '_> {
         block: usize,
         dims: [&[usize]; 3],
     ) -> Result<[String; 3], Error> {
-        let key = (weights.name.clone(), order, bits, block);
-        if let Some(names) = self.known.get(&key) {
+        let key = (weights.name.clone(), order, bits, block, false);
+        if let Some(names) = self.known.weights.get(&key) {
             return Ok(names.clone());
         }
         let blocked = quantize(weights, shape, order, bits, block, None)?;
-        let names = self.tensors(&weights.name, blocked, dims)?;
-        self.known.insert(key, names.clone());
-        Ok(names)
+        self.tensors(key, blocked, dims)
     }
 
-    /// Codes, scales and zero points as initializers of the given dimensions; their names.
-    fn tensors(&mut self, of: &str, blocked: Blocked, dims: [&[usize]; 3]) -> Result<[String; 3], Error> {
-        let names = ["/q", "/scales", "/zero_points"].map(|suffix| self.names.fresh(of, suffix));
+    /// Codes, scales and zero points as initializers of the given dimensions, once for each key; their names.
+    fn tensors(&mut self, key: Key, blocked: Blocked, dims: [&[usize]; 3]) -> Result<[String; 3], Error> {
+        if let Some(names) = self.known.weights.get(&key) {
+            return Ok(names.clone());
+        }
+        let names = ["/q", "/scales", "/zero_points"].map(|suffix| self.names.fresh(&key.0, suffix));
         let bytes = |name: &str, dims: &[usize], bytes| Tensor::new(name, ElementType::Uint8, dims, bytes);
         self.patch.add_tensor(bytes(&names[0], dims[0], blocked.codes)?);
         self.patch
             .add_tensor(Tensor::floats(&names[1], dims[1], &blocked.scales)?);
         self.patch.add_tensor(bytes(&names[2], dims[2], blocked.zero_points)?);
+        self.known.weights.insert(key, names.clone());
         Ok(names)
     }
 }

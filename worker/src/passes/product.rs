@@ -92,7 +92,7 @@ impl Product {
             None => String::new(),
             Some((of, values)) => {
                 let name = layout.names.fresh(of, "/vector");
-                layout.add(Tensor::floats(&name, &[values.len()], &values)?)
+                layout.bias(&matrix.name, Tensor::floats(&name, &[values.len()], &values)?)
             }
         };
         Ok(Self {

@@ -11,7 +11,8 @@ use super::{
     recovery::{Recovering, Recovery},
     site::{Kind, sites},
 };
-use crate::onnx::{AttributeValue, Model, Names, Node, Patch, Tensor, rewrite};
+use crate::onnx::{AttributeValue, Index, Model, Names, Node, Patch, Tensor, rewrite};
+use std::collections::HashSet;
 
 const NAME: &str = "quantize-blocks";
 /// Shorter blocks have no kernel.
@@ -41,7 +42,7 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
     }
     let mut report = Report::new(NAME);
     let mut names = Names::new(&model.graph);
-    let mut known = Known::new();
+    let mut known = Known::default();
     rewrite(model, |index| {
         let mut rewrite = Rewrite {
             index,
@@ -49,13 +50,17 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
             known: &mut known,
             patch: Patch::new(NAME),
         };
+        let tables = index.graph.nodes.iter().filter_map(|node| embedded(index, node));
+        let tables = tables.filter(|table| block_of(settings.size, table.dims[1]) == Some(settings.size));
+        let tables: HashSet<&str> = tables.map(|table| table.name.as_str()).collect();
         for site in sites(index, &mut report) {
             match site.kind {
                 Kind::Conv | Kind::ConvTranspose => {
                     report.leave(site.node, "there is no convolution with block-wise weights");
                 }
                 Kind::MatMul | Kind::Gemm { .. } => {
-                    rewrite.product(&site, settings.bits, settings.size, recovering)?;
+                    let tied = site.channel_axis() == 0 && tables.contains(site.weights.name.as_str());
+                    rewrite.product(&site, tied, settings.bits, settings.size, recovering)?;
                     report.changed += 1;
                 }
             }
@@ -64,7 +69,7 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
             report.leave(node, "there is no recurrent operator with block-wise weights");
         }
         for (position, node) in index.graph.nodes.iter().enumerate() {
-            let Some(table) = table(index, node).filter(|table| table.dims[0] >= SHORTEST) else {
+            let Some(table) = embedded(index, node) else {
                 continue;
             };
             if let Some(why) = node.pinned {
@@ -82,6 +87,11 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
     let report = super::require_effect(report)?;
     model.import(nbits::DOMAIN, 1);
     Ok(report)
+}
+
+/// The table of an embedding that can have blocks.
+fn embedded<'g>(index: &Index<'g>, node: &Node) -> Option<&'g Tensor> {
+    table(index, node).filter(|table| table.dims[0] >= SHORTEST)
 }
 
 /// The largest size, not above `size`, that cuts a row evenly: embeddings have no short blocks.
@@ -222,13 +232,14 @@ mod tests {
             ..Recovery::default()
         };
         let none = Inputs::default();
-        let mut recovering = Recovering::new(&recovery, &none);
+        let mut model = language();
+        let mut recovering = Recovering::new(&recovery, &none, &model);
         let settings = Blocks {
             bits: Bits::Four,
             size: 32,
             recovery,
         };
-        apply(&mut language(), &settings, &mut recovering).unwrap();
+        apply(&mut model, &settings, &mut recovering).unwrap();
         let error = recovering.finish().unwrap_err().to_string();
         assert!(error.contains("gptq changed nothing"), "{error}");
     }

@@ -422,7 +422,8 @@ impl<'g> Rewrite<'_, 'g, '_, '_> {
         let output = site.node.output();
         let dims = vector.map_or(vec![values.len()], |vector| vector.dims.clone());
         let name = self.layout.names.fresh(output, "/vector");
-        self.layout.add(Tensor::floats(&name, &dims, &values)?);
+        let bias = Tensor::floats(&name, &dims, &values)?;
+        let name = self.layout.bias(&site.weights.name, bias);
         let Some((position, vector)) = site.sum else {
             node.outputs[0] = self.layout.names.fresh(output, "/product");
             return Ok(vec![Node::new("Add", &[&node.outputs[0], &name], &[output])]);

@@ -1,9 +1,10 @@
 //! Accuracy control: what 8 bits hurt most is kept more precise, matrix products in 8-bit blocks at first and in floats at last,
 //! convolutions and what lies between them in floats; or the products that a recipe names.
 //!
-//! Goes before the pass that quantizes the rest, and works on nodes in the order of the graph, so that only their set counts. Products are
-//! ranked by what they are expected to lose ([`loss`]), convolutions by what they were seen to ([`damage`](super::damage)): both relative to
-//! the power of their output. How many steps are taken is decided elsewhere.
+//! Goes before the pass that quantizes the rest, and works on nodes in the order of the graph, so that only their set counts. Products that
+//! share weights are raised together: these would be written twice otherwise. Products are ranked by what they are expected to lose
+//! ([`loss`]), convolutions by what they were seen to ([`damage`](super::damage)): both relative to the power of their output. How many steps
+//! are taken is decided elsewhere.
 
 use super::{
     Bits, Error, Grid, Report,
@@ -11,11 +12,12 @@ use super::{
     loss::loss,
     nbits::{self, Known, Rewrite},
     recovery::Recovering,
+    shared::{self, Matrix},
     site::{Site, leave_bodies, sites},
 };
-use crate::onnx::{Index, Model, Names, Node, Patch, rewrite_main, shown};
+use crate::onnx::{Index, Model, Names, Node, Patch, Tensor, rewrite_main, shown};
 use assayer_crds::stages::MAX_PATTERNS;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 pub(super) const NAME: &str = "raise-precision";
 /// Weights that share a scale where other products have one for each channel: the fastest of the sizes that ONNX Runtime has.
@@ -71,10 +73,10 @@ pub struct Ladder {
 
 #[derive(Debug, Clone)]
 struct Step {
-    /// The node's output, by which it is found again.
-    output: String,
-    /// The pattern that matches it and nothing else.
-    word: String,
+    /// The outputs of its nodes, by which these are found again.
+    outputs: Vec<String>,
+    /// The patterns that match them and nothing else.
+    words: Vec<String>,
     why: String,
     to: To,
 }
@@ -85,11 +87,11 @@ enum To {
     Floats,
 }
 
-/// A node that could be raised.
+/// A node that could be raised, or several that share weights.
 struct Hurt<'g> {
     loss: f64,
     weights: usize,
-    node: &'g Node,
+    nodes: Vec<&'g Node>,
     to: To,
 }
 
@@ -116,7 +118,10 @@ impl Ladder {
         let mut report = Report::new(NAME);
         let index = Index::new(&model.graph);
         let sites = sites(&index, &mut report);
-        let total: usize = sites.iter().map(|site| site.weights.len()).sum();
+        let mut known = HashSet::new();
+        let each = sites.iter().map(|site| site.weights);
+        let each = each.filter(|weights| known.insert(weights.name.as_str()));
+        let total: usize = each.map(Tensor::len).sum();
         let mut hurt = hurt(&index, &sites, otherwise, recovering, losses, &mut report);
         if !bounds.blocks {
             for hurt in &mut hurt {
@@ -128,7 +133,7 @@ impl Ladder {
         leave_bodies(model, &mut report);
         let words = Words::new(&model.graph);
         let steps = steps(&hurt, total, bounds, &words, &mut report);
-        report.changed = steps.len();
+        report.changed = steps.iter().map(|step| step.outputs.len()).sum();
         let mut report = super::require_effect(report)?;
         report.changed = 0;
         Ok(Self { steps, report })
@@ -156,8 +161,8 @@ impl Ladder {
                 });
             }
             steps.extend(matched.map(|site| Step {
-                output: site.node.output().to_owned(),
-                word: pattern.clone(),
+                outputs: vec![site.node.output().to_owned()],
+                words: vec![pattern.clone()],
                 why: "recover.nodes names it".to_owned(),
                 to: To::Blocks,
             }));
@@ -182,16 +187,16 @@ impl Ladder {
 
     fn words(&self, count: usize, to: To) -> Vec<String> {
         let steps = self.taken(count).into_iter().filter(|step| step.to == to);
-        let mut words: Vec<String> = steps.map(|step| step.word.clone()).collect();
+        let mut words: Vec<String> = steps.flat_map(|step| step.words.clone()).collect();
         words.dedup();
         words
     }
 
-    /// The last of the first `count` steps for each node.
+    /// The last of the first `count` steps for the same nodes.
     fn taken(&self, count: usize) -> Vec<&Step> {
         let mut seen = HashSet::new();
         let steps = self.steps[..count.min(self.count())].iter().rev();
-        let mut taken: Vec<&Step> = steps.filter(|step| seen.insert(step.output.as_str())).collect();
+        let mut taken: Vec<&Step> = steps.filter(|step| seen.insert(&step.outputs)).collect();
         taken.reverse();
         taken
     }
@@ -208,11 +213,11 @@ impl Ladder {
         let taken = self.taken(count);
         let step = |node: &Node, to| {
             let mut taken = taken.iter();
-            taken.find(|step| step.to == to && step.output == node.output())
+            taken.find(|step| step.to == to && step.outputs.iter().any(|output| output == node.output()))
         };
         let patch = {
             let index = Index::new(&model.graph);
-            let (mut names, mut known) = (Names::new(&model.graph), Known::new());
+            let (mut names, mut known) = (Names::new(&model.graph), Known::default());
             let mut rewrite = Rewrite {
                 index: &index,
                 names: &mut names,
@@ -221,7 +226,7 @@ impl Ladder {
             };
             for site in sites(&index, &mut Report::new(NAME)) {
                 if let Some(product) = step(site.node, To::Blocks) {
-                    rewrite.product(&site, Bits::Eight, otherwise.block(), recovering)?;
+                    rewrite.product(&site, false, Bits::Eight, otherwise.block(), recovering)?;
                     report.raise(site.node, product.why.as_str());
                     report.changed += 1;
                 }
@@ -252,23 +257,37 @@ fn hurt<'g>(
     losses: &BTreeMap<String, f64>,
     report: &mut Report,
 ) -> Vec<Hurt<'g>> {
-    let mut hurt = Vec::new();
+    let mut hurt: Vec<Hurt<'g>> = Vec::new();
     let mut own = HashSet::new();
+    // Of products, by what they are multiplied with.
+    let mut places: HashMap<Matrix, usize> = HashMap::new();
     for site in sites {
         own.insert(site.position);
         let convolution = site.is_convolution();
+        let place = places.get(&shared::matrix(site)).filter(|_| !convolution);
+        if let Some(first) = place.and_then(|place| hurt.get_mut(*place)) {
+            first.nodes.push(site.node);
+            continue;
+        }
+        if !convolution && shared::with_bodies(index, site) {
+            report.leave(site.node, "a body of a control-flow node shares its weights");
+            continue;
+        }
         let loss = if convolution {
             losses.get(site.node.output()).copied()
         } else {
             recovering.seen(site).and_then(|gram| loss(site, gram, otherwise))
         };
         match loss {
-            Some(loss) => hurt.push(Hurt {
-                loss,
-                weights: site.weights.len(),
-                node: site.node,
-                to: if convolution { To::Floats } else { To::Blocks },
-            }),
+            Some(loss) => {
+                places.insert(shared::matrix(site), hurt.len());
+                hurt.push(Hurt {
+                    loss,
+                    weights: site.weights.len(),
+                    nodes: vec![site.node],
+                    to: if convolution { To::Floats } else { To::Blocks },
+                });
+            }
             None if convolution => report.leave(
                 site.node,
                 "only convolutions to which mode Static gives integers are raised",
@@ -282,7 +301,7 @@ fn hurt<'g>(
         Some(Hurt {
             loss: *losses.get(node.output())?,
             weights: 0,
-            node,
+            nodes: vec![node],
             to: To::Floats,
         })
     }));
@@ -298,7 +317,7 @@ fn steps(hurt: &[Hurt<'_>], total: usize, bounds: Bounds, words: &Words<'_>, rep
     for Hurt {
         loss,
         weights,
-        node,
+        nodes,
         to,
     } in hurt
     {
@@ -311,39 +330,39 @@ fn steps(hurt: &[Hurt<'_>], total: usize, bounds: Bounds, words: &Words<'_>, rep
             To::Blocks => (&mut blocks, MAX_PATTERNS),
             To::Floats => (&mut floats, bounds.floats),
         };
-        if *to == To::Floats && !bounds.goal && *loss < SOUND {
-            report.leave(
-                node,
-                format!("{why}: without a goal, only what loses 1 % is kept in floats"),
-            );
+        let named: Option<Vec<String>> = nodes.iter().map(|node| words.of(node)).collect();
+        let left = if *to == To::Floats && !bounds.goal && *loss < SOUND {
+            format!("{why}: without a goal, only what loses 1 % is kept in floats")
         } else if !fits(taken + weights) {
-            report.leave(node, format!("{why}, and the share is used up by what loses more"));
-        } else if *count == most {
-            report.leave(
-                node,
-                format!("{why}, and {most} others, as many as a recipe can name, lose more"),
-            );
-        } else if let Some(word) = words.of(node) {
-            *count += 1;
+            format!("{why}, and the share is used up by what loses more")
+        } else if *count + nodes.len() > most {
+            format!("{why}, and what loses more leaves no room among the {most} nodes that a recipe can name")
+        } else if let Some(words) = named {
+            *count += nodes.len();
             taken += weights;
             steps.push(Step {
-                output: node.output().to_owned(),
-                word,
+                outputs: nodes.iter().map(|node| node.output().to_owned()).collect(),
+                words,
                 why,
                 to: *to,
             });
+            continue;
         } else {
-            report.leave(node, UNNAMED);
+            UNNAMED.to_owned()
+        };
+        for node in nodes {
+            report.leave(node, left.as_str());
         }
     }
     if bounds.goal {
-        let room = bounds.floats.saturating_sub(floats);
-        let products: Vec<Step> = steps
-            .iter()
-            .filter(|step| step.to == To::Blocks)
-            .take(room)
-            .cloned()
-            .collect();
+        let mut room = bounds.floats.saturating_sub(floats);
+        let products = steps.iter().filter(|step| step.to == To::Blocks);
+        let fitting = products.take_while(|step| {
+            let left = room.checked_sub(step.words.len());
+            room = left.unwrap_or(0);
+            left.is_some()
+        });
+        let products: Vec<Step> = fitting.cloned().collect();
         steps.extend(products.into_iter().map(|step| Step { to: To::Floats, ..step }));
     }
     steps
@@ -400,7 +419,7 @@ mod tests {
             raise: Some(Raise::Worst { share: 0.5, goal: None }),
             ..Recovery::default()
         };
-        let mut recovering = Recovering::new(&recovery, &inputs);
+        let mut recovering = Recovering::new(&recovery, &inputs, &float);
         let ladder = worst(&float, 0.5, &recovering).unwrap();
         assert_eq!(ladder.count(), 1);
         for count in [0, 1, 9] {
@@ -421,7 +440,7 @@ mod tests {
     fn words_name_what_was_raised_in_any_order_and_nothing_else_is_named() {
         let (float, inputs) = products();
         let otherwise = Otherwise::Integers(Quantize::default().grid());
-        let mut recovering = Recovering::new(&Recovery::default(), &inputs);
+        let mut recovering = Recovering::new(&Recovery::default(), &inputs, &float);
         let raised = |products: &Ladder, recovering: &mut Recovering<'_>| {
             let mut model = float.clone();
             let report = products

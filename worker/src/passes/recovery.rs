@@ -8,6 +8,7 @@
 use super::{
     Error, Grid, Report,
     gptq::{Errors, Factor},
+    shared::{self, Matrix},
     site::{IN_BODY, Kind, Site, convolution_inputs, product_inputs},
     weights::{self, QuantizedWeights},
 };
@@ -96,6 +97,8 @@ pub struct Recovering<'s> {
     gptq: bool,
     bias_correction: bool,
     inputs: &'s Inputs,
+    /// Of all inputs of weights that several products share: rounded in one way, they stay one.
+    together: BTreeMap<Matrix, Gram>,
     /// Of the last input: products that share one follow each other, and a factor is as large as the weights.
     last: Option<(String, Option<Rc<Factor>>)>,
     rounded: Report,
@@ -111,17 +114,18 @@ static NOTHING: Inputs = Inputs {
 impl Default for Recovering<'static> {
     /// To the nearest, and nothing else.
     fn default() -> Self {
-        Self::new(&Recovery::default(), &NOTHING)
+        Self::new(&Recovery::default(), &NOTHING, &Model::default())
     }
 }
 
 impl<'s> Recovering<'s> {
-    /// With what was seen of the inputs of sites.
-    pub fn new(settings: &Recovery, inputs: &'s Inputs) -> Self {
+    /// With what was seen of the inputs of sites of `model`.
+    pub fn new(settings: &Recovery, inputs: &'s Inputs, model: &Model) -> Self {
         Self {
             gptq: settings.gptq,
             bias_correction: settings.bias_correction,
             inputs,
+            together: shared::together(model, &inputs.grams),
             last: None,
             rounded: Report::new(GPTQ),
             corrected: Report::new(BIAS_CORRECTION),
@@ -135,26 +139,29 @@ impl<'s> Recovering<'s> {
         asked.map(|(_, report)| super::require_effect(report)).collect()
     }
 
-    /// Whether the weights of `site` are to be rounded by what was seen; says why not where that was asked for.
+    /// Whether the weights of `site` are to be rounded by what was seen; says why not where that was asked for. In a body, they are where
+    /// a product outside shares them.
     pub(super) fn calibrates(&mut self, site: &Site<'_>) -> bool {
         let (gptq, bias) = (self.gptq, self.bias_correction);
-        if site.in_body {
+        let unseen = site.in_body && !self.together.contains_key(&shared::matrix(site));
+        if unseen {
             let reports = [(gptq, &mut self.rounded), (bias, &mut self.corrected)];
             let reports = reports.into_iter().filter(|(asked, _)| *asked);
             reports.for_each(|(_, report)| report.leave(site.node, IN_BODY));
         }
-        !site.in_body && (gptq || bias)
+        !unseen && (gptq || bias)
     }
 
-    /// What was seen of the input of `site`, if it is a product.
-    pub(super) fn seen(&self, site: &Site<'_>) -> Option<&'s Gram> {
+    /// What was seen of the input of `site`, if it is a product: of all inputs that its weights are multiplied with.
+    pub(super) fn seen(&self, site: &Site<'_>) -> Option<&Gram> {
         let inputs = site.weights.dims[1 - site.channel_axis()];
-        let gram = self.inputs.grams.get(site.input()).filter(|_| !site.is_convolution());
-        gram.filter(|gram| gram.size() == inputs)
+        let together = self.together.get(&shared::matrix(site));
+        let gram = together.or_else(|| self.inputs.grams.get(site.input()));
+        gram.filter(|gram| !site.is_convolution() && gram.size() == inputs)
     }
 
     /// What was seen of the input of `site`, whatever it is.
-    fn moments(&self, site: &Site<'_>) -> Option<Moments<'s>> {
+    fn moments(&self, site: &Site<'_>) -> Option<Moments<'_>> {
         if site.is_convolution() {
             self.inputs.means.get(site.input()).map(Moments::Channels)
         } else {
@@ -172,7 +179,12 @@ impl<'s> Recovering<'s> {
                 .leave(site.node, "convolutions are rounded to the nearest step");
             return None;
         }
-        let known = self.last.as_ref().filter(|(last, _)| last == site.input());
+        let of = if self.together.contains_key(&shared::matrix(site)) {
+            site.weights.name.as_str()
+        } else {
+            site.input()
+        };
+        let known = self.last.as_ref().filter(|(last, _)| last == of);
         let factor = if let Some((_, factor)) = known {
             factor.clone()
         } else {
@@ -183,7 +195,7 @@ impl<'s> Recovering<'s> {
             };
             self.seen(site).and_then(|gram| Factor::new(gram, errors)).map(Rc::new)
         };
-        self.last = Some((site.input().to_owned(), factor.clone()));
+        self.last = Some((of.to_owned(), factor.clone()));
         match &factor {
             Some(_) => self.rounded.changed += 1,
             None => self
@@ -191,6 +203,15 @@ impl<'s> Recovering<'s> {
                 .leave(site.node, "calibration data says nothing about its input"),
         }
         factor
+    }
+
+    /// Tells that GPTQ leaves `site`, whose weights are an embedding's, too: there is no factor.
+    pub(super) fn tied(&mut self, site: &Site<'_>) -> Option<Rc<Factor>> {
+        if self.gptq {
+            let why = "an embedding shares its weights: they are rounded to the nearest step, and stay one";
+            self.rounded.leave(site.node, why);
+        }
+        None
     }
 
     /// The weights of `site`, given as `matrix` with channels along `axis`, in 8 bits; and what belongs into its bias.

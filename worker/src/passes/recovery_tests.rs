@@ -49,7 +49,7 @@ fn bias_left((float, channels): (&Model, usize), settings: &Quantize) -> (f64, O
         means,
         ..Inputs::default()
     };
-    let (mut candidate, mut recovering) = (float.clone(), Recovering::new(&settings.recovery, &inputs));
+    let (mut candidate, mut recovering) = (float.clone(), Recovering::new(&settings.recovery, &inputs, float));
     match settings.mode {
         Mode::Static => {
             quantize_static::apply_recovering(&mut candidate, settings, &ranges, &mut recovering).unwrap();
@@ -187,7 +187,7 @@ fn in_onnx_own_operators_a_mean_error_goes_into_the_sum_behind_a_product() {
             let seen =
                 calibrate::calibrate(&testing::runtime(), 1, &model, &taps, method, &mut batches, &mut |_| {}).unwrap();
             let mut candidate = model.clone();
-            let mut recovering = Recovering::new(&recovery, &inputs);
+            let mut recovering = Recovering::new(&recovery, &inputs, &model);
             quantize_static::apply_recovering(&mut candidate, &settings, &seen, &mut recovering).unwrap();
             assert_eq!(recovering.finish().unwrap().len(), usize::from(bias_correction));
             valid(&candidate);

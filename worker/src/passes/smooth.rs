@@ -3,7 +3,8 @@
 //!
 //! How far is searched for each input, from magnitudes alone: the expected error of its products. An input that gains less than a tenth is
 //! left. The division goes into a scale that alone feeds the products where there is one; into the weights that make what attention mixes,
-//! where they feed nothing else; and into a `Mul` otherwise.
+//! where they feed nothing else; and into a `Mul` otherwise. Inputs whose products share weights are divided by the same factors, so that
+//! these weights stay one.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "factors are computed in 64 bits and kept in 32"
@@ -12,21 +13,26 @@
 use super::{
     Error, Mode, Report,
     even::{self, Problem},
+    shared::{self, Group, Matrix},
     site::{Site, leave_bodies, sites},
     value_path,
+    vectors::Vectors,
 };
 use crate::{
     calibrate::{Channels, Rows as _},
     onnx::{ElementType, Index, Model, Names, Node, Patch, Shapes, Tensor, rewrite_main},
 };
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 const NAME: &str = "smooth";
 /// Error that must be left at most for a division to pay for itself.
 const WORTH: f64 = 0.9;
 /// Share of the weights' squared error that GPTQ leaves, as measured on encoders.
 const LEFT_BY_GPTQ: f64 = 0.4;
+/// Why inputs are left.
+const IN_BODY: &str = "a body of a control-flow node shares its weights, and calibration does not look into it";
+const EVEN: &str = "its input is even enough";
 
 /// What comes after smoothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,21 +48,17 @@ pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String,
     let mut report = Report::new(NAME);
     let patch = {
         let index = Index::new(&model.graph);
-        let mut groups: BTreeMap<&str, Vec<Site<'_>>> = BTreeMap::new();
-        let sites = sites(&index, &mut report);
-        let names: Vec<String> = sites.iter().map(|site| site.input().to_owned()).collect();
-        for (site, name) in sites.into_iter().zip(&names) {
-            if site.is_convolution() {
-                report.leave(
-                    site.node,
-                    "the channels of a convolution's input are not its last dimension",
-                );
-            } else {
-                groups.entry(name).or_default().push(site);
-            }
+        let (convolutions, products): (Vec<_>, Vec<_>) =
+            sites(&index, &mut report).into_iter().partition(Site::is_convolution);
+        for site in &convolutions {
+            report.leave(
+                site.node,
+                "the channels of a convolution's input are not its last dimension",
+            );
         }
         leave_bodies(model, &mut report);
-        let products = groups.values().flatten();
+        let groups = shared::groups(products);
+        let products = groups.iter().flat_map(BTreeMap::values).flatten();
         let mut rewrite = Rewrite {
             index: &index,
             shapes: Shapes::new(&index),
@@ -64,21 +66,31 @@ pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String,
             sums: BTreeMap::new(),
             folded: Folded::default(),
             names: Names::new(&model.graph),
+            vectors: Vectors::default(),
             patch: Patch::new(NAME),
         };
-        let searched: Vec<Option<Vec<f64>>> = groups
-            .par_iter()
-            .map(|(input, group)| factors(observed.get(*input)?, group, settings))
+        let products = groups.iter().map(|group| group.values().flatten());
+        let in_bodies: Vec<bool> = products
+            .map(|mut products| products.any(|site| shared::with_bodies(&index, site)))
             .collect();
-        for ((input, group), found) in groups.iter().zip(searched) {
-            match found {
-                Some(factors) => {
-                    rewrite.group(input, group, &factors)?;
-                    report.changed += group.len();
+        let searched: Vec<Result<Vec<f64>, &str>> = groups
+            .par_iter()
+            .zip(in_bodies)
+            .map(|(group, in_bodies)| {
+                if in_bodies {
+                    return Err(IN_BODY);
                 }
-                None => group
-                    .iter()
-                    .for_each(|site| report.leave(site.node, "its input is even enough")),
+                factors(observed, group, settings)
+            })
+            .collect();
+        for (group, found) in groups.iter().zip(searched) {
+            let sites = group.values().flatten();
+            match found {
+                Ok(factors) => {
+                    rewrite.group(group, &factors)?;
+                    report.changed += sites.count();
+                }
+                Err(why) => sites.for_each(|site| report.leave(site.node, why)),
             }
         }
         report.tell(&rewrite.folded.told());
@@ -89,19 +101,33 @@ pub fn apply(model: &mut Model, settings: Smoothing, observed: &BTreeMap<String,
     Ok(report)
 }
 
-/// What each channel of the input is divided by; `None` where that does not pay.
-fn factors(channels: &Channels, group: &[Site<'_>], settings: Smoothing) -> Option<Vec<f64>> {
-    let size = channels.size();
-    if group
-        .iter()
-        .any(|site| site.weights.dims[1 - site.channel_axis()] != size)
-    {
-        return None;
+/// What each channel of the inputs of a group is divided by; why they are left otherwise.
+fn factors(
+    observed: &BTreeMap<String, Channels>,
+    group: &Group<'_>,
+    settings: Smoothing,
+) -> Result<Vec<f64>, &'static str> {
+    const UNSEEN: &str = "calibration data says nothing about its input";
+    let mut inputs = group.keys().map(|input| observed.get(*input).ok_or(UNSEEN));
+    let mut channels = inputs.next().ok_or(UNSEEN)??.clone();
+    for other in inputs {
+        channels.join(other?);
     }
-    let matrices: Vec<(Vec<f32>, usize)> = group
-        .iter()
-        .map(|site| (site.matrix(), site.weights.dims[site.channel_axis()]))
-        .collect();
+    let size = channels.size();
+    let mut matrices: BTreeMap<&str, &Site<'_>> = BTreeMap::new();
+    let mut weights = Vec::new();
+    for site in group.values().flatten() {
+        if site.weights.dims[1 - site.channel_axis()] != size {
+            return Err(UNSEEN);
+        }
+        match matrices.insert(&site.weights.name, site) {
+            None => weights.push((site.matrix(), site.weights.dims[site.channel_axis()])),
+            Some(other) if other.channel_axis() != site.channel_axis() => {
+                return Err("others are multiplied with its weights turned around");
+            }
+            Some(_) => {}
+        }
+    }
     let ends = match settings.mode {
         Mode::Static => channels.ends().clone(),
         Mode::Dynamic => channels.usual_ends(),
@@ -110,10 +136,11 @@ fn factors(channels: &Channels, group: &[Site<'_>], settings: Smoothing) -> Opti
     let (factors, left) = even::factors(&Problem {
         ends: &ends,
         squares: &squares,
-        weights: &even::Weights::new(size, &matrices),
+        weights: &even::Weights::new(size, &weights),
         left: if settings.gptq { LEFT_BY_GPTQ } else { 1.0 },
-    })?;
-    (left < WORTH).then_some(factors)
+    })
+    .ok_or(EVEN)?;
+    if left < WORTH { Ok(factors) } else { Err(EVEN) }
 }
 
 /// Weights and bias of a product, and what they are multiplied by.
@@ -136,6 +163,11 @@ impl<'s, 'g> Weights<'s, 'g> {
 
     fn columns(&self) -> usize {
         self.site.weights.dims[self.site.channel_axis()]
+    }
+
+    /// Whether the same becomes of the same weights.
+    fn is_multiplied_as(&self, other: &Self) -> bool {
+        self.rows == other.rows && self.columns == other.columns
     }
 
     /// The weights as they become; none where nothing changes.
@@ -187,29 +219,43 @@ struct Rewrite<'i, 'g> {
     sums: BTreeMap<(usize, usize), (&'g Tensor, Vec<f64>)>,
     folded: Folded,
     names: Names,
+    vectors: Vectors,
     patch: Patch,
 }
 
 impl Rewrite<'_, '_> {
-    fn group(&mut self, input: &str, group: &[Site<'_>], factors: &[f64]) -> Result<(), Error> {
+    fn group(&mut self, group: &Group<'_>, factors: &[f64]) -> Result<(), Error> {
         let inverse: Vec<f32> = factors.iter().map(|factor| (1.0 / factor) as f32).collect();
-        if self.fold(input, group, &inverse)? {
-            self.folded.norms += 1;
-        } else if self.fold_into_values(input, group, factors) {
-            self.folded.values += 1;
-        } else {
-            let (divisor, even) = (self.names.fresh(input, "/evening"), self.names.fresh(input, "/even"));
-            self.patch
-                .add_tensor(Tensor::floats(&divisor, &[inverse.len()], &inverse)?);
+        let mut open = BTreeMap::new();
+        for (input, sites) in group {
+            if self.fold(input, sites, &inverse)? {
+                self.folded.norms += 1;
+            } else {
+                open.insert(*input, sites.len());
+            }
+        }
+        self.fold_into_values(&mut open, factors);
+        let mut divisor = None;
+        for input in open.into_keys() {
+            let divisor = match &mut divisor {
+                Some(divisor) => divisor,
+                none => {
+                    let name = self.names.fresh(input, "/evening");
+                    self.patch
+                        .add_tensor(Tensor::floats(&name, &[inverse.len()], &inverse)?);
+                    none.insert(name)
+                }
+            };
+            let even = self.names.fresh(input, "/even");
             let after = self.index.producer(input).map_or(0, |(position, _)| position + 1);
             self.patch
-                .insert_before(after, [Node::new("Mul", &[input, &divisor], &[&even])]);
-            for site in group {
+                .insert_before(after, [Node::new("Mul", &[input, divisor], &[&even])]);
+            for site in &group[input] {
                 self.patch.rewire(site.position, 0, &even);
             }
             self.folded.added += 1;
         }
-        for site in group {
+        for site in group.values().flatten() {
             if let Some(weights) = self.products.get_mut(&site.position) {
                 weights.rows = Some(factors.to_vec());
             }
@@ -217,37 +263,62 @@ impl Rewrite<'_, '_> {
         Ok(())
     }
 
-    /// Puts the division into the product that makes what attention mixes, and into its bias.
-    fn fold_into_values(&mut self, input: &str, group: &[Site<'_>], factors: &[f64]) -> bool {
+    /// Puts divisions of inputs, each with the number of products that read it, into the products that make what attention mixes, and into
+    /// their biases; takes those inputs out. Weights that several products share are only multiplied if all of them are, in the same way.
+    fn fold_into_values(&mut self, open: &mut BTreeMap<&str, usize>, factors: &[f64]) {
         let inverse: Vec<f64> = factors.iter().map(|factor| 1.0 / factor).collect();
         let columns = |position: usize| self.products.get(&position).map(Weights::columns);
-        let origin = value_path::origin(self.index, &self.shapes, input, group.len(), &inverse, columns);
-        let Some(origin) = origin else {
-            return false;
-        };
-        if let Some(weights) = self.products.get_mut(&origin.product) {
-            multiply(
-                weights.columns.get_or_insert_with(|| vec![1.0; origin.columns.len()]),
-                &origin.columns,
-            );
+        let mut origins = BTreeMap::new();
+        let mut multiplied: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for (input, readers) in &*open {
+            let origin = value_path::origin(self.index, &self.shapes, input, *readers, &inverse, columns);
+            if let Some(origin) = origin {
+                let all = multiplied.entry(origin.product);
+                multiply(all.or_insert_with(|| vec![1.0; origin.columns.len()]), &origin.columns);
+                origins.insert(*input, origin);
+            }
         }
-        for added in origin.added {
-            let one = || (added.vector, vec![1.0; added.factors.len()]);
-            let (_, all) = self.sums.entry((added.sum, added.slot)).or_insert_with(one);
-            multiply(all, &added.factors);
+        for (input, origin) in origins {
+            let Some(site) = self.products.get(&origin.product).map(|weights| weights.site) else {
+                continue;
+            };
+            let own = multiplied.get(&origin.product);
+            let products = self.products.iter();
+            let mut sharing = products.filter(|(_, other)| other.site.weights.name == site.weights.name);
+            let alike = sharing.all(|(position, _)| multiplied.get(position) == own);
+            if !alike || shared::with_bodies(self.index, site) {
+                continue;
+            }
+            if let Some(weights) = self.products.get_mut(&origin.product) {
+                multiply(
+                    weights.columns.get_or_insert_with(|| vec![1.0; origin.columns.len()]),
+                    &origin.columns,
+                );
+            }
+            for added in origin.added {
+                let one = || (added.vector, vec![1.0; added.factors.len()]);
+                let (_, all) = self.sums.entry((added.sum, added.slot)).or_insert_with(one);
+                multiply(all, &added.factors);
+            }
+            open.remove(input);
+            self.folded.values += 1;
         }
-        true
     }
 
     /// Writes what was multiplied.
     fn finish(mut self) -> Result<Patch, Error> {
+        let mut written: HashMap<Matrix, (&Weights<'_, '_>, String)> = HashMap::new();
         for weights in self.products.values() {
             let site = weights.site;
-            if let Some(floats) = weights.multiplied() {
+            let shared = written.get(&shared::matrix(site));
+            if let Some((_, name)) = shared.filter(|(other, _)| other.is_multiplied_as(weights)) {
+                self.patch.rewire(site.position, 1, name);
+            } else if let Some(floats) = weights.multiplied() {
                 let name = self.names.fresh(&site.weights.name, "/evened");
                 self.patch
                     .add_tensor(Tensor::floats(&name, &site.weights.dims, &floats)?);
                 self.patch.rewire(site.position, 1, &name);
+                written.insert(shared::matrix(site), (weights, name));
             }
             if let (Some(bias), Some(columns)) = (site.bias, &weights.columns) {
                 self.sums.insert((site.position, 2), (bias, columns.clone()));
@@ -260,7 +331,8 @@ impl Rewrite<'_, '_> {
                 .map(|(value, factor)| (f64::from(*value) * factor) as f32)
                 .collect();
             let name = self.names.fresh(&vector.name, "/evened");
-            self.patch.add_tensor(Tensor::floats(&name, &vector.dims, &floats)?);
+            let even = Tensor::floats(&name, &vector.dims, &floats)?;
+            let name = self.vectors.add(&vector.name, even, &mut self.patch);
             self.patch.rewire(*position, *slot, &name);
         }
         Ok(self.patch)
@@ -293,7 +365,8 @@ impl Rewrite<'_, '_> {
                 .map(|(value, inverse)| value * inverse)
                 .collect();
             let name = self.names.fresh(&tensor.name, "/evened");
-            self.patch.add_tensor(Tensor::floats(&name, &[even.len()], &even)?);
+            let even = Tensor::floats(&name, &[even.len()], &even)?;
+            let name = self.vectors.add(&tensor.name, even, &mut self.patch);
             self.patch.rewire(position, slot, &name);
         }
         Ok(true)
