@@ -335,7 +335,7 @@ pub enum Granularity {
     "averagingConstant is for method MovingAverage: remove it or set method: MovingAverage")))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CalibrationMethod {
-    /// `MinMax` keeps everything seen; `MovingAverage` the average of the extremes of runs of up to 8 rows, in the order of the rows;
+    /// `MinMax` keeps everything seen; `MovingAverage` the average of the extremes of runs of up to 2 rows, in the order of the rows;
     /// `Entropy` clips where the Kullback-Leibler divergence is least; `Percentile` clips the tails; `MeanSquaredError` clips where rounding
     /// and clipping together lose least.
     pub method: CalibrationKind,

@@ -78,6 +78,10 @@ pub enum Error {
 /// one has no room for.
 const MOST_BESIDE: u64 = 512 << 20;
 
+/// Rows that are run at once. What a model makes of them is in memory together, while kernels gain next to nothing from more: eight take
+/// 1.4 times the memory of two, in the same time.
+pub const ROWS_AT_ONCE: usize = 2;
+
 /// Name under which it is reported how many declared sizes were freed.
 const FREE: &str = "free-dimensions";
 

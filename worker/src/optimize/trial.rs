@@ -1,15 +1,12 @@
 //! Candidates of a model in memory, for tests: made in a folder of their own, by one thread. Decides nothing about samples or stages.
 
-use super::{Error, Given, OptimizeReport, Request, Stage, optimize};
+use super::{Error, Given, OptimizeReport, ROWS_AT_ONCE, Request, Stage, optimize};
 use crate::{
     calibrate::{DataError, Samples},
     data::Feed,
     onnx::{self, Limits, Model},
     testing,
 };
-
-/// Rows that are run at once, as in a job.
-const BATCH: usize = 8;
 
 /// The candidate's bytes, and the report.
 pub(super) fn made(
@@ -37,7 +34,7 @@ pub(super) fn made(
 pub(super) fn made_of_rows(model: &Model, stages: &[Stage], given: Given, feed: &Feed) -> (Vec<u8>, OptimizeReport) {
     let batches = || {
         let batches = feed
-            .batches(BATCH)
+            .batches(ROWS_AT_ONCE)
             .map(|batch| batch.map_err(|error| Box::new(error) as DataError));
         Box::new(batches) as Box<dyn Iterator<Item = _>>
     };

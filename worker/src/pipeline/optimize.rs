@@ -16,7 +16,7 @@ use crate::deadline::Start;
 use crate::failure::{Failure, Result, bug, disk, refused};
 use crate::layout::{Layout, clear, read_note, write_note};
 use crate::onnx::{self, Limits};
-use crate::optimize::{self, Given, OptimizeReport, Request, Step};
+use crate::optimize::{self, Given, OptimizeReport, ROWS_AT_ONCE, Request, Step};
 use crate::passes;
 use crate::run::{describe, machine, model_failure, provider, shape_failure};
 use crate::sandbox::{self, Level};
@@ -28,9 +28,6 @@ use crate::threads::joined;
 pub(super) const MODEL: &str = "model";
 /// The note for `publish`.
 pub(super) const NOTE: &str = "optimize.json";
-
-/// Rows that are run at once for calibration.
-pub(super) const BATCH: usize = 8;
 
 /// What `optimize` tells `publish`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,7 +62,7 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         tables: tables(layout),
     };
     let feed = feed(plan, layout, &source, &limits, &given)?;
-    let (used, most) = (std::cell::Cell::new(0_u64), std::cell::Cell::new(BATCH));
+    let (used, most) = (std::cell::Cell::new(0_u64), std::cell::Cell::new(ROWS_AT_ONCE));
     let open = || {
         used.set(0);
         let batches = feed.iter().flat_map(|feed| feed.batches(most.get())).map(|batch| {
@@ -87,7 +84,7 @@ pub(super) fn optimize(plan: &MakePlan, layout: &Layout) -> Result<()> {
         limits,
         given,
     };
-    let at_once = feed.as_ref().map_or(1, Feed::batch_limit).min(BATCH);
+    let at_once = feed.as_ref().map_or(1, Feed::batch_limit).min(ROWS_AT_ONCE);
     let list = || storage::list(&folder, storage::Limits::default());
     let (report, made) = std::thread::scope(|scope| {
         let mut listing = None;

@@ -166,13 +166,13 @@ fn rows_that_do_not_run_together_are_run_one_at_a_time() {
     let y = b.node("MatMul", &[&x, &weights]);
     let bench = Bench::of((b.finish(&[&y]), vec![1, 64]));
     let mut tried = Vec::new();
-    let bytes = super::optimize::together(super::optimize::BATCH, |rows| {
+    let bytes = super::optimize::together(crate::optimize::ROWS_AT_ONCE, |rows| {
         tried.push(rows);
         // The first row alone, as feeds give it.
         bench.of_batches(&static_stage(), 1, [1, rows])
     });
     assert!(!bytes.unwrap().0.is_empty());
-    assert_eq!(tried, [8, 1]);
+    assert_eq!(tried, [crate::optimize::ROWS_AT_ONCE, 1]);
 }
 
 fn static_stage() -> Vec<Stage> {
