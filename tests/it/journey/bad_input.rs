@@ -135,10 +135,10 @@ fn all(stage: &Stage<'_>, inputs: &Inputs) -> Result<Vec<Wrong>> {
         wrong(
             "memory-small",
             "OutOfMemory",
-            &["limits.memory", "40Mi", "raise"],
+            &["limits.memory", "24Mi", "raise"],
             |spec| {
                 spec["environments"][0]["pod"]["resources"] =
-                    json!({"requests": {"cpu": "50m", "memory": "40Mi"}, "limits": {"cpu": "1", "memory": "40Mi"}});
+                    json!({"requests": {"cpu": "50m", "memory": "24Mi"}, "limits": {"cpu": "1", "memory": "24Mi"}});
             },
         ),
     ])
