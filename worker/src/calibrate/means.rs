@@ -1,11 +1,9 @@
 //! What the channels of a convolution's input are on average. Two numbers a channel, whatever the number and the size of samples.
 
-use rayon::prelude::*;
+use super::Extent;
 
 /// Values that are summed side by side.
 const LANES: usize = 8;
-/// Planes with fewer values are no work for a thread of their own.
-const FEWEST: usize = 1 << 12;
 
 /// Means of the channels of one tensor, `[samples, channels, ...]`: each sample counts as much as another, whatever its size.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +23,7 @@ impl Means {
     }
 
     /// Adds the samples of one run, of shape `dims`; nothing where they have another number of channels, or no values. Errors with a value
-    /// that is not finite.
+    /// that is not finite, after which the sums are of no use.
     pub fn add(&mut self, dims: &[usize], values: &[f32]) -> Result<(), f32> {
         let channels = self.sums.len();
         let [samples, found, rest @ ..] = dims else {
@@ -36,19 +34,14 @@ impl Means {
             return Ok(());
         }
         for sample in values.chunks_exact(channels * plane) {
-            let planes = sample.par_chunks_exact(plane).with_min_len(FEWEST.div_ceil(plane));
-            self.sums.par_iter_mut().zip(planes).try_for_each(|(sums, plane)| {
+            for (sums, plane) in self.sums.iter_mut().zip(sample.chunks_exact(plane)) {
                 let moments = moments(plane);
-                if moments.iter().all(|moment| moment.is_finite()) {
-                    sums.iter_mut().zip(moments).for_each(|(sum, moment)| *sum += moment);
-                    return Ok(());
+                if !moments.iter().all(|moment| moment.is_finite()) {
+                    // Squares of finite floats never leave the range of 64 bits.
+                    Extent::of(plane)?;
                 }
-                Err(plane
-                    .iter()
-                    .copied()
-                    .find(|value| !value.is_finite())
-                    .unwrap_or(f32::NAN))
-            })?;
+                sums.iter_mut().zip(moments).for_each(|(sum, moment)| *sum += moment);
+            }
             self.samples += 1;
         }
         Ok(())

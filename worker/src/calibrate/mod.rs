@@ -208,19 +208,18 @@ pub fn observe<T: Rows + Send>(
             seen.add(tap.dims.len(), tap.values)
                 .map_err(|value| tap.not_finite(value))
         })?;
-        for tap in run.iter().filter(|tap| wanted.rows.iter().any(|name| name == tap.name)) {
-            if !rows.contains_key(tap.name) {
+        for tap in run {
+            let among = |wanted: &[String]| wanted.iter().any(|name| name == tap.name);
+            if among(wanted.rows) && !rows.contains_key(tap.name) {
                 rows.insert(tap.name.to_owned(), T::new(tap.row()));
             }
+            if among(wanted.means) && !means.contains_key(tap.name) {
+                means.insert(tap.name.to_owned(), Means::new(tap.channels()));
+            }
         }
-        for tap in run
-            .iter()
-            .filter(|tap| wanted.means.iter().any(|name| name == tap.name))
-        {
-            let channels = tap.dims.get(1).copied().unwrap_or(0);
-            let means = means.entry(tap.name.to_owned()).or_insert_with(|| Means::new(channels));
-            means.add(tap.dims, tap.values).map_err(|value| tap.not_finite(value))?;
-        }
+        side_by_side(&mut means, run, |means, tap| {
+            means.add(tap.dims, tap.values).map_err(|value| tap.not_finite(value))
+        })?;
         side_by_side(&mut rows, run, |rows, tap| {
             Extent::of(tap.values).map_err(|value| tap.not_finite(value))?;
             if rows.size() == tap.row() {
@@ -305,6 +304,11 @@ impl Tap<'_> {
     /// Elements of a row.
     fn row(&self) -> usize {
         self.dims.last().copied().unwrap_or(1)
+    }
+
+    /// Channels of an image.
+    fn channels(&self) -> usize {
+        self.dims.get(1).copied().unwrap_or(0)
     }
 
     fn not_finite(&self, value: f32) -> Error {

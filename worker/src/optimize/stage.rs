@@ -118,11 +118,7 @@ impl Stage {
             }
             Self::Choose(choice) => return Ok(Applied::plain(choice.pin(model)?)),
             Self::Smooth(settings) => {
-                let inputs = Sought {
-                    products: passes::product_inputs(model),
-                    convolutions: Vec::new(),
-                };
-                let seen = calibration.learn(model, &[], Method::MinMax, &inputs)?;
+                let seen = calibration.learn(model, &[], Method::MinMax, &Sought::products(true, model))?;
                 Applied::plain(smooth::apply(model, *settings, &seen.rows)?)
             }
             Self::Equalize => Applied::plain(equalize::apply(model)?),
@@ -142,10 +138,7 @@ impl Stage {
                 }
             }
             Self::QuantizeBlocks(settings) => {
-                let sought = Sought {
-                    convolutions: Vec::new(),
-                    ..Sought::by(&settings.recovery, model)
-                };
+                let sought = Sought::products(settings.recovery.calibrates(), model);
                 let learned = calibration.learn(model, &[], Method::MinMax, &sought)?;
                 let (form, inputs) = (Form::Blocks(settings), &inputs(learned).1);
                 calibration.quantize(model, &Quantization { form, inputs })?
@@ -157,19 +150,32 @@ impl Stage {
 }
 
 /// Inputs of which more must be known than a range.
+#[derive(Default)]
 pub(super) struct Sought {
     products: Vec<String>,
     convolutions: Vec<String>,
 }
 
 impl Sought {
-    /// What `recovery` goes by.
-    pub(super) fn by(recovery: &Recovery, model: &Model) -> Self {
-        let inputs = |sought: bool, of: fn(&Model) -> Vec<String>| if sought { of(model) } else { Vec::new() };
+    /// Those of matrix products, if anything is to be known of them.
+    fn products(sought: bool, model: &Model) -> Self {
         Self {
-            products: inputs(recovery.calibrates(), passes::product_inputs),
-            convolutions: inputs(recovery.bias_correction, passes::convolution_inputs),
+            products: if sought {
+                passes::product_inputs(model)
+            } else {
+                Vec::new()
+            },
+            ..Self::default()
         }
+    }
+
+    /// What `recovery` goes by in a stage that quantizes convolutions, too.
+    pub(super) fn by(recovery: &Recovery, model: &Model) -> Self {
+        let mut sought = Self::products(recovery.calibrates(), model);
+        if recovery.bias_correction {
+            sought.convolutions = passes::convolution_inputs(model);
+        }
+        sought
     }
 
     /// Whether nothing is.
@@ -237,11 +243,9 @@ impl Calibration<'_, '_, '_> {
             }
             Err(unused) => unused,
         };
-        let nothing = Sought {
-            products: Vec::new(),
-            convolutions: Vec::new(),
-        };
-        let learned = self.learn::<Channels>(model, ranges, method, &nothing)?.ranges;
+        let learned = self
+            .learn::<Channels>(model, ranges, method, &Sought::default())?
+            .ranges;
         let told = match calibrate::save(&tables.folder, &key, &learned) {
             Ok(()) => format!("{count} ranges are calibrated anew, and kept in calibration table {name}"),
             Err(error) => {

@@ -160,13 +160,12 @@ impl<'g> Rewrite<'_, 'g, '_, '_> {
     /// Names the quantized form of everything that integer kernels make, before anything reads it.
     fn outputs(&mut self) -> Result<(), Error> {
         let plan = self.plan;
-        let activation = |position: usize, own: usize| Some(position).filter(|position| *position != own);
         for site in plan.sites.iter().filter(|site| site.is_convolution()) {
-            let (position, output) = site.result(self.index);
+            let output = site.result(self.index);
             self.name_activation(output)?;
             self.written.insert(output.to_owned());
             // What makes blocks moves them behind its activation.
-            self.activation(activation(position, site.position).filter(|_| site.kind == Kind::Conv));
+            self.activation(site.activation.filter(|_| site.kind == Kind::Conv));
         }
         for member in &plan.members {
             for output in member.outputs(self.index) {
@@ -332,7 +331,7 @@ impl<'g> Rewrite<'_, 'g, '_, '_> {
             pass: NAME,
             why: why.to_owned(),
         })?;
-        let (position, output) = site.result(self.index);
+        let output = site.result(self.index);
         let packed = self.name_activation(output)?.packed;
         let mut node = Tiles::pointwise(site.node);
         node.inputs[0] = self.layout.names.fresh(site.node.output(), "/x");
@@ -348,7 +347,7 @@ impl<'g> Rewrite<'_, 'g, '_, '_> {
         let mut float = self.layout.names.fresh(site.node.output(), "/blocks");
         node.outputs = vec![float.clone()];
         nodes.push(node);
-        if position != site.position {
+        if let Some(position) = site.activation {
             let mut behind = self.index.graph.nodes[position].clone();
             behind.inputs[0] = float;
             float = self.layout.names.fresh(output, "/float");

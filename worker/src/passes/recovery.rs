@@ -64,15 +64,15 @@ impl Recovery {
                 why: why.to_owned(),
             })
         };
-        let products = !product_inputs(model).is_empty();
-        if self.gptq && !products {
+        let products = || !product_inputs(model).is_empty();
+        if self.gptq && !products() {
             return none(
                 GPTQ,
                 "the model has no matrix product with constant weights outside of bodies, and convolutions are rounded to the nearest step: \
                  remove it",
             );
         }
-        if self.bias_correction && !products && convolution_inputs(model).is_empty() {
+        if self.bias_correction && !products() && convolution_inputs(model).is_empty() {
             return none(
                 BIAS_CORRECTION,
                 "the model has neither matrix product nor convolution with constant weights outside of bodies: remove it",

@@ -138,7 +138,7 @@ pub(super) fn candidates<'g>(index: &Index<'g>, sites: &[Site<'g>]) -> Vec<Membe
     }
     let convolutions = sites.iter().filter(|site| site.is_convolution());
     let mut values: Vec<&str> = convolutions
-        .flat_map(|site| [site.input(), site.result(index).1])
+        .flat_map(|site| [site.input(), site.result(index)])
         .collect();
     let mut seen: HashSet<&str> = values.iter().copied().collect();
     let mut chosen = BTreeMap::new();
@@ -207,7 +207,7 @@ impl<'i, 'g> Labels<'i, 'g> {
         let convolutions = sites.iter().filter(|site| site.is_convolution());
         let mut labels = Self {
             index,
-            made: convolutions.map(|site| site.result(index).1).collect(),
+            made: convolutions.map(|site| site.result(index)).collect(),
             reading: sites.iter().map(|site| (site.position, site.input())).collect(),
             members: HashSet::new(),
             ends,

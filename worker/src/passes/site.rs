@@ -81,10 +81,9 @@ impl<'g> Site<'g> {
         self.node.input(0).unwrap_or("")
     }
 
-    /// Position of the last node of the site, and the value that it makes, behind its activation.
-    pub(super) fn result(&self, index: &Index<'g>) -> (usize, &'g str) {
-        let position = self.activation.unwrap_or(self.position);
-        (position, index.graph.nodes[position].output())
+    /// The value that the site makes, behind its activation.
+    pub(super) fn result(&self, index: &Index<'g>) -> &'g str {
+        index.graph.nodes[self.activation.unwrap_or(self.position)].output()
     }
 }
 

@@ -38,7 +38,7 @@ fn chosen<'g>(index: &Index<'g>, report: &mut Report) -> Vec<Site<'g>> {
     let mut chosen = sites(index, report);
     let logarithms = logarithm::feeding(index);
     chosen.retain(|site| {
-        let slow = (site.is_convolution()).then(|| convolution::slow(site)).flatten();
+        let slow = site.is_convolution().then(|| convolution::slow(site)).flatten();
         let why = slow.or_else(|| logarithms.contains(site.node.output()).then_some(logarithm::WHY));
         if let Some(why) = why {
             report.leave(site.node, why);
@@ -53,7 +53,7 @@ fn ranged<'g>(index: &Index<'g>, sites: &[Site<'g>], members: &[Member<'g>]) -> 
     let convolutions = sites.iter().filter(|site| site.is_convolution());
     let members = members.iter().filter(|member| member.rounding != Rounding::Kept);
     convolutions
-        .map(|site| site.result(index).1)
+        .map(|site| site.result(index))
         .chain(members.flat_map(|member| member.outputs(index)))
         .collect()
 }
@@ -94,7 +94,7 @@ impl<'g, 'o> Plan<'g, 'o> {
         let values = Values::new(index, settings.activations, observed, &ranged(index, &sites, &members));
         sites.retain(|site| {
             let narrow = std::iter::once(site.input())
-                .chain((site.is_convolution()).then(|| site.result(index).1))
+                .chain(site.is_convolution().then(|| site.result(index)))
                 .find(|name| values.affine(name).is_none());
             if let Some(name) = narrow {
                 report.leave(
