@@ -20,6 +20,8 @@ pub struct Patch {
     before: BTreeMap<usize, Vec<Node>>,
     rewired: BTreeMap<(usize, usize), String>,
     tensors: Vec<Tensor>,
+    /// Nodes that read nothing but initializers and each other; they go in front of all.
+    constants: Vec<Node>,
     outputs: Vec<String>,
 }
 
@@ -62,6 +64,11 @@ impl Patch {
         self.tensors.push(tensor);
     }
 
+    /// Adds nodes that read nothing but initializers and each other, in front of all others.
+    pub fn add_constants(&mut self, nodes: impl IntoIterator<Item = Node>) {
+        self.constants.extend(nodes);
+    }
+
     /// Lets `value` leave the graph as an additional output, its type left to inference.
     pub fn add_output(&mut self, value: &str) {
         self.outputs.push(value.to_owned());
@@ -69,7 +76,7 @@ impl Patch {
 }
 
 /// Lets `make` write a patch for the main graph and then for every body of control flow inside it, applies them all, and tidies up.
-/// Initializers that a patch adds for a body become the main graph's, where every body can read them. False where nothing changes.
+/// Initializers that a patch adds for a body, and what is computed of these alone, become the main graph's, where every body can read them. False where nothing changes.
 pub fn rewrite<E: From<Error>>(model: &mut Model, make: impl FnMut(&Index<'_>) -> Result<Patch, E>) -> Result<bool, E> {
     let mut patches: Vec<Patch> = Index::all(&model.graph).iter().map(make).collect::<Result<_, E>>()?;
     if patches.iter().all(Patch::is_empty) {
@@ -79,9 +86,14 @@ pub fn rewrite<E: From<Error>>(model: &mut Model, make: impl FnMut(&Index<'_>) -
         .iter_mut()
         .flat_map(|patch| std::mem::take(&mut patch.tensors))
         .collect();
+    let constants: Vec<Node> = patches
+        .iter_mut()
+        .flat_map(|patch| std::mem::take(&mut patch.constants))
+        .collect();
     let mut patches = patches.into_iter();
     if let Some(mut main) = patches.next() {
         main.tensors = added;
+        main.constants = constants;
         bodies(&mut model.graph, &mut patches)?;
         rewrite_main(model, main)?;
     }
@@ -134,13 +146,14 @@ pub fn apply(graph: &mut Graph, patch: Patch) -> Result<(), Error> {
         mut before,
         rewired,
         tensors,
+        constants,
         outputs,
         ..
     } = patch;
     for ((position, slot), value) in rewired {
         graph.nodes[position].inputs[slot] = value;
     }
-    let old = std::mem::take(&mut graph.nodes);
+    let old = std::mem::replace(&mut graph.nodes, constants);
     for (position, node) in old.into_iter().enumerate() {
         graph.nodes.extend(before.remove(&position).unwrap_or_default());
         match replaced.remove(&position) {

@@ -53,6 +53,14 @@ impl Bits {
         (count * self.number()).div_ceil(8)
     }
 
+    /// The code at `index` of packed ones.
+    pub(super) fn code(self, packed: &[u8], index: usize) -> u8 {
+        match self {
+            Self::Eight => packed[index],
+            Self::Four => packed[index / 2] >> (4 * (index % 2)) & 15,
+        }
+    }
+
     pub(super) fn pack(self, codes: &[u8], packed: &mut [u8]) {
         match self {
             Self::Eight => packed[..codes.len()].copy_from_slice(codes),
@@ -289,12 +297,7 @@ impl Steps {
 /// What `blocked` stands for: rows of `length` values.
 pub(super) fn unpack(blocked: &Blocked, (rows, length): (usize, usize), bits: Bits, block: usize) -> Vec<f32> {
     let blocks = length.div_ceil(block);
-    let code = |packed: &[u8], index: usize| {
-        f32::from(match bits {
-            Bits::Eight => packed[index],
-            Bits::Four => packed[index / 2] >> (4 * (index % 2)) & 15,
-        })
-    };
+    let code = |packed: &[u8], index: usize| f32::from(bits.code(packed, index));
     let value = |row: usize, position: usize| {
         let at = row * blocks + position / block;
         let zeros = &blocked.zero_points[row * bits.bytes(blocks)..];

@@ -19,14 +19,21 @@ pub(super) const DOMAIN: &str = "com.microsoft";
 /// `accuracy_level` that lets ONNX Runtime compute with 8-bit integers.
 const INTEGERS: i64 = 4;
 
-/// What block-wise weights are made of, their blocks, and whether they were rounded by GPTQ.
-type Key = (String, Order, Bits, usize, bool);
+/// What block-wise weights are made of, their blocks, whether they were rounded by GPTQ, and dimensions of the codes.
+type Key = (String, Order, Bits, usize, bool, Vec<usize>);
 
 /// What was written so far; any graph may read it.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    weights: HashMap<Key, [String; 3]>,
+    weights: HashMap<Key, Written>,
     biases: Vectors,
+}
+
+/// Names of codes, scales and zero points, and these, packed.
+#[derive(Debug)]
+struct Written {
+    names: [String; 3],
+    zero_points: Vec<u8>,
 }
 
 /// Block-wise nodes of one graph under construction.
@@ -73,7 +80,8 @@ impl Rewrite<'_, '_> {
                         .collect(),
                 }
             });
-            let key = (site.weights.name.clone(), order, bits, block, factor.is_some());
+            let rounded = factor.is_some();
+            let key = (site.weights.name.clone(), order, bits, block, rounded, dims[0].to_vec());
             (self.tensors(key, blocked, dims)?, correction)
         } else {
             (
@@ -120,9 +128,9 @@ impl Rewrite<'_, '_> {
         block: usize,
         dims: [&[usize]; 3],
     ) -> Result<[String; 3], Error> {
-        let key = (weights.name.clone(), order, bits, block, false);
-        if let Some(names) = self.known.weights.get(&key) {
-            return Ok(names.clone());
+        let key = (weights.name.clone(), order, bits, block, false, dims[0].to_vec());
+        if let Some(written) = self.known.weights.get(&key) {
+            return Ok(written.names.clone());
         }
         let blocked = quantize(weights, shape, order, bits, block, None)?;
         self.tensors(key, blocked, dims)
@@ -130,17 +138,48 @@ impl Rewrite<'_, '_> {
 
     /// Codes, scales and zero points as initializers of the given dimensions, once for each key; their names.
     fn tensors(&mut self, key: Key, blocked: Blocked, dims: [&[usize]; 3]) -> Result<[String; 3], Error> {
-        if let Some(names) = self.known.weights.get(&key) {
-            return Ok(names.clone());
+        if let Some(written) = self.known.weights.get(&key) {
+            return Ok(written.names.clone());
         }
         let names = ["/q", "/scales", "/zero_points"].map(|suffix| self.names.fresh(&key.0, suffix));
         let bytes = |name: &str, dims: &[usize], bytes| Tensor::new(name, ElementType::Uint8, dims, bytes);
         self.patch.add_tensor(bytes(&names[0], dims[0], blocked.codes)?);
         self.patch
             .add_tensor(Tensor::floats(&names[1], dims[1], &blocked.scales)?);
-        self.patch.add_tensor(bytes(&names[2], dims[2], blocked.zero_points)?);
-        self.known.weights.insert(key, names.clone());
+        self.patch
+            .add_tensor(bytes(&names[2], dims[2], blocked.zero_points.clone())?);
+        let written = Written {
+            names: names.clone(),
+            zero_points: blocked.zero_points,
+        };
+        self.known.weights.insert(key, written);
         Ok(names)
+    }
+
+    /// What a product with the weights `table`, turned, has written of its rows, for an embedding: codes and scales of `[rows, blocks, _]`, and
+    /// zero points of their own, which are packed otherwise. `None` where there is no such product.
+    pub(super) fn tied(&mut self, table: &Tensor, bits: Bits, block: usize) -> Result<Option<[String; 3]>, Error> {
+        let (rows, count) = (table.dims[0], table.dims[1].div_ceil(block));
+        let dims = vec![rows, count, bits.bytes(block)];
+        let key = (table.name.clone(), Order::Rows, bits, block, false, dims);
+        let Some(written) = self.known.weights.get(&key) else {
+            return Ok(None);
+        };
+        let [codes, flat, _] = &written.names;
+        let each = (0..rows * count).map(|at| {
+            let of_row = &written.zero_points[at / count * bits.bytes(count)..];
+            bits.code(of_row, at % count)
+        });
+        let mut fresh = |suffix| self.names.fresh(&table.name, suffix);
+        let (scales, zero_points, shape) = (fresh("/scales"), fresh("/zero_points"), fresh("/blocks"));
+        let of_blocks = [rows, count, 1];
+        let whole = of_blocks.map(|size| i64::try_from(size).unwrap_or(i64::MAX));
+        let points = Tensor::new(&zero_points, ElementType::Uint8, &of_blocks, each.collect::<Vec<u8>>())?;
+        self.patch.add_tensor(points);
+        self.patch.add_tensor(Tensor::int64s(&shape, &[whole.len()], &whole)?);
+        self.patch
+            .add_constants([Node::new("Reshape", &[flat, &shape], &[&scales])]);
+        Ok(Some([codes.clone(), scales, zero_points]))
     }
 }
 

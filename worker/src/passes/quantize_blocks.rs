@@ -102,6 +102,7 @@ fn block_of(mut size: usize, length: usize) -> Option<usize> {
     (size >= SHORTEST).then_some(size)
 }
 
+/// An embedding, from the codes of the product that shares its table, if there is one.
 fn embedding(
     rewrite: &mut Rewrite<'_, '_>,
     position: usize,
@@ -111,21 +112,45 @@ fn embedding(
     size: usize,
 ) -> Result<(), Error> {
     let (rows, length) = (table.dims[0], table.dims[1]);
-    let count = length / size;
-    let dims = [
-        &[rows, bits.bytes(length)][..],
-        &[rows, count],
-        &[rows, bits.bytes(count)],
-    ];
-    let [codes, scales, zero_points] = rewrite.nearest(table, (rows, length), Order::Rows, bits, size, dims)?;
-    let inputs = [codes.as_str(), node.input(1).unwrap_or(""), &scales, &zero_points];
-    let node = Node::new("GatherBlockQuantized", &inputs, &[node.output()])
+    let indices = node.input(1).unwrap_or("");
+    let gather = |[codes, scales, zero_points]: [String; 3], axis, output: &str| {
+        Node::new(
+            "GatherBlockQuantized",
+            &[&codes, indices, &scales, &zero_points],
+            &[output],
+        )
         .in_domain(nbits::DOMAIN)
         .with("gather_axis", AttributeValue::Int(0))
-        .with("quantize_axis", AttributeValue::Int(1))
+        .with("quantize_axis", AttributeValue::Int(axis))
         .with("block_size", whole(size))
-        .with("bits", whole(bits.number()));
-    rewrite.patch.replace(position, vec![node]);
+        .with("bits", whole(bits.number()))
+    };
+    let output = node.output();
+    let nodes = if let Some(names) = rewrite.tied(table, bits, size)? {
+        let mut fresh = |suffix| rewrite.names.fresh(output, suffix);
+        let (blocks, shape, width, whole_shape) = (fresh("/rows"), fresh("/of"), fresh("/width"), fresh("/shape"));
+        let values = i64::try_from(length).unwrap_or(i64::MAX);
+        rewrite.patch.add_tensor(Tensor::int64s(&width, &[1], &[values])?);
+        vec![
+            gather(names, 2, &blocks),
+            Node::new("Shape", &[indices], &[&shape]),
+            Node::new("Concat", &[&shape, &width], &[&whole_shape]).with("axis", AttributeValue::Int(0)),
+            Node::new("Reshape", &[&blocks, &whole_shape], &[output]),
+        ]
+    } else {
+        let count = length / size;
+        let dims = [
+            &[rows, bits.bytes(length)][..],
+            &[rows, count],
+            &[rows, bits.bytes(count)],
+        ];
+        vec![gather(
+            rewrite.nearest(table, (rows, length), Order::Rows, bits, size, dims)?,
+            1,
+            output,
+        )]
+    };
+    rewrite.patch.replace(position, nodes);
     Ok(())
 }
 
