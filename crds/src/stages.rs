@@ -196,14 +196,11 @@ impl RecoverMethod {
     "self.mode == 'Static' || !has(self.activations) || self.activations == 'UInt8'",
     "activations: Int8 is for mode Static; other modes make UInt8 at run time: remove activations or set mode: Static")))]
 #[cfg_attr(feature = "kube", x_kube(validation = (
-    "self.mode == 'WeightOnly' || !has(self.weights) || self.weights != 'Int4'",
-    "weights: Int4 is for mode WeightOnly; there is no 4-bit kernel for other modes: set mode: WeightOnly or weights: Int8")))]
-#[cfg_attr(feature = "kube", x_kube(validation = (
     "!has(self.weights) || self.weights != 'Int7' || self.mode in ['Static', 'Dynamic']",
     "weights: Int7 is for modes Static and Dynamic, whose integer products may overflow: remove weights or set mode: Static or Dynamic")))]
 #[cfg_attr(feature = "kube", x_kube(validation = (
-    "!has(self.block) || (self.mode == 'WeightOnly' && self.block in [16, 32, 64, 128, 256])",
-    "block is 16, 32, 64, 128 or 256, and for mode WeightOnly; the other modes have a scale for each channel: remove block or set mode: WeightOnly")))]
+    "!has(self.block) || ((self.mode == 'WeightOnly' || (has(self.weights) && self.weights == 'Int4')) && self.block in [16, 32, 64, 128, 256])",
+    "block is 16, 32, 64, 128 or 256, and for mode WeightOnly or weights: Int4; 8 bits have a scale for each channel: remove block or set one of these")))]
 #[cfg_attr(feature = "kube", x_kube(validation = (
     "!has(self.format) || self.mode in ['Static', 'Dynamic']",
     "format is for modes Static and Dynamic; other modes have one form: remove format or set mode: Static or Dynamic")))]
@@ -233,7 +230,7 @@ pub struct Quantize {
     /// One scale for each output channel of a weight, or one for the whole tensor. Default `PerChannel`. Not used by mode `WeightOnly`.
     #[serde(default)]
     pub granularity: Granularity,
-    /// Neighbouring weights that share a scale and a zero point in mode `WeightOnly`: 16, 32, 64, 128 or 256. Smaller blocks are more
+    /// Neighbouring weights that share a scale and a zero point in mode `WeightOnly` and with `weights: Int4`: 16, 32, 64, 128 or 256. Smaller blocks are more
     /// accurate and larger in the file. Default 32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<i32>", range(min = 16, max = 256)))]
@@ -277,7 +274,9 @@ pub enum QuantizeMode {
 }
 
 /// Type of the weights. `Int7` (-63 to 63, stored as 8 bits) is for modes `Static` and `Dynamic` on x86 without VNNI, whose kernels sum two
-/// products in 16 bits; `Int4` is for mode `WeightOnly`. Default `Int8`, but for modes `Static` and `Dynamic` where the worker that makes the
+/// products in 16 bits. `Int4` is the smallest: mode `WeightOnly` computes with the 4 bits; modes `Static` and `Dynamic` keep weights so
+/// and unpack them to 8 bits (7, where `Int7` would be the default) when the model is loaded, which is faster for many rows at once and takes
+/// the memory of `Int8`; what 4 bits would not make smaller stays in 8. Default `Int8`, but for modes `Static` and `Dynamic` where the worker that makes the
 /// candidate runs on x86 without VNNI: there `Int7`, and the report says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(JsonSchema))]
@@ -286,7 +285,7 @@ pub enum WeightType {
     Int8,
     /// 8 bits, of which 7 are used.
     Int7,
-    /// 4 bits.
+    /// 4 bits, in blocks.
     Int4,
 }
 

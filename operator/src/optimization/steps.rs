@@ -263,6 +263,8 @@ pub fn technique(stages: &[Stage]) -> String {
         .iter()
         .filter_map(|stage| match (&stage.quantize, &stage.recover) {
             (Some(quantize), _) => Some(match (quantize.mode, quantize.weights) {
+                (QuantizeMode::Static, Some(WeightType::Int4)) => "static-int4",
+                (QuantizeMode::Dynamic, Some(WeightType::Int4)) => "dynamic-int4",
                 (QuantizeMode::Static, _) => "static-int8",
                 (QuantizeMode::Dynamic, _) => "dynamic-int8",
                 (QuantizeMode::Float16, _) => "float16",

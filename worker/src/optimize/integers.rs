@@ -14,7 +14,8 @@ use crate::{
     calibrate::Observed,
     onnx::Model,
     passes::{
-        Format, Inputs, Mode, Quantize, Recovery, Report, choice, integer_ends, quantize_static, quantize_tables,
+        Format, Inputs, Mode, Quantize, Recovery, Report, choice, integer_ends, quantize_blocks, quantize_static,
+        quantize_tables,
     },
 };
 use assayer_crds::stages::MAX_PATTERNS;
@@ -96,7 +97,7 @@ impl Calibration<'_, '_, '_> {
     fn once(&mut self, model: &mut Model, settings: &Quantize) -> Result<(Applied, BTreeMap<String, Observed>), Error> {
         settings.recovery.require_sites(model)?;
         // First: calibration then sees the activations that rounded rows give.
-        let tables = quantize_tables::apply(model)?;
+        let tables = tables(model, settings)?;
         let mut ranges = match settings.mode {
             Mode::Static => quantize_static::taps(model),
             Mode::Dynamic => Vec::new(),
@@ -120,7 +121,7 @@ impl Calibration<'_, '_, '_> {
             inputs: &inputs,
         };
         let mut applied = self.quantize(model, &quantization)?;
-        applied.reports.insert(0, tables);
+        applied.reports.splice(0..0, tables);
         tell(&mut applied, |report| report.tell(&told));
         if settings.integer_ends {
             let left: Vec<_> = applied.reports.iter().flat_map(|report| report.left.clone()).collect();
@@ -158,7 +159,7 @@ impl Calibration<'_, '_, '_> {
                 slow: slow.clone(),
             };
             left.pin(&mut model);
-            quantize_tables::apply(&mut model)?;
+            tables(&mut model, settings)?;
             quantization.apply(&mut model, None)?;
             Ok(model)
         };
@@ -171,6 +172,17 @@ impl Calibration<'_, '_, '_> {
             })
         })
     }
+}
+
+/// Quantizes embeddings, those in blocks of 4 bits where weights are kept so and the operators may be ONNX Runtime's own.
+fn tables(model: &mut Model, settings: &Quantize) -> Result<Vec<Report>, Error> {
+    let mut reports = Vec::new();
+    let standard = settings.format == Format::Qdq;
+    if let Some(size) = settings.four_bits.filter(|_| !standard) {
+        reports.push(quantize_blocks::tables(model, size)?);
+    }
+    reports.push(quantize_tables::apply(model, settings.four_bits.filter(|_| standard))?);
+    Ok(reports)
 }
 
 /// Lets `say` add to the report of the pass that quantized.

@@ -177,7 +177,11 @@ fn methods() -> Vec<(Vec<Stage>, f32)> {
     };
     let smooth = |mode, settings| {
         vec![
-            Stage::Smooth(Smoothing { mode, gptq: false }),
+            Stage::Smooth(Smoothing {
+                mode,
+                gptq: false,
+                four_bits: false,
+            }),
             Stage::Quantize(settings),
         ]
     };

@@ -129,6 +129,7 @@ fn padded_rows_with_a_mask_give_the_bytes_of_natural_ones() {
     let smoothing = Smoothing {
         mode: Mode::Static,
         gptq: false,
+        four_bits: false,
     };
     let asked = [
         vec![fixed(Method::MinMax)],

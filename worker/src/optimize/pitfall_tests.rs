@@ -192,6 +192,7 @@ fn many_samples_take_no_more_memory_than_few() {
     let smoothing = Smoothing {
         mode: Mode::Static,
         gptq: true,
+        four_bits: false,
     };
     let recovered = Quantize {
         recovery: gptq,

@@ -97,7 +97,7 @@ impl<'k> Quantization<'k> {
             Form::Blocks(settings) => {
                 reports.push(quantize_blocks::apply(model, settings, &mut recovering)?);
                 // What has no blocks: rows that can't be cut evenly, and those that are sliced out.
-                reports.push(quantize_tables::apply(model)?);
+                reports.push(quantize_tables::apply(model, None)?);
             }
         }
         reports.extend(recovering.finish()?);

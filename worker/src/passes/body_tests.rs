@@ -192,7 +192,7 @@ fn dynamic_quantizes_products_and_tables_inside_bodies() {
         mode: Mode::Dynamic,
         ..Quantize::default()
     };
-    assert_eq!(quantize_tables::apply(&mut model).unwrap().changed, 2);
+    assert_eq!(quantize_tables::apply(&mut model, None).unwrap().changed, 2);
     assert_eq!(quantize_dynamic::apply(&mut model, &settings).unwrap().changed, 4);
     valid(&model);
     faithful(&float, &model, 0.05);
@@ -201,6 +201,30 @@ fn dynamic_quantizes_products_and_tables_inside_bodies() {
         3 * bytes(&model) < bytes(&float),
         "a table or matrix that two branches read is packed once"
     );
+}
+
+/// What unpacks weights that a body reads runs once, in front of all.
+#[test]
+fn four_bits_inside_bodies_run_on_kernels_of_eight() {
+    let float = normalized();
+    let mut model = float.clone();
+    let settings = Quantize {
+        mode: Mode::Dynamic,
+        four_bits: Some(32),
+        ..Quantize::default()
+    };
+    quantize_blocks::tables(&mut model, 32).unwrap();
+    assert_eq!(quantize_dynamic::apply(&mut model, &settings).unwrap().changed, 4);
+    valid(&model);
+    faithful(&float, &model, 0.3);
+    let operators = operators(&model);
+    assert!(
+        ["MatMul", "BitShift", "Round"]
+            .iter()
+            .all(|name| !operators.iter().any(|operator| operator == name)),
+        "{operators:?}"
+    );
+    assert!(4 * bytes(&model) < bytes(&float));
 }
 
 #[test]
@@ -302,6 +326,7 @@ fn what_goes_by_calibration_leaves_bodies_and_says_so() {
     let smoothing = smooth::Smoothing {
         mode: Mode::Dynamic,
         gptq: false,
+        four_bits: false,
     };
     // Whether the one product outside is even enough or not, those inside are left for what they are.
     let why = match smooth::apply(&mut float.clone(), smoothing, &channels) {

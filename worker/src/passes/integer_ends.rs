@@ -17,7 +17,7 @@ use crate::{
         set_ends, shown,
     },
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 const NAME: &str = "integer-inputs-outputs";
 
@@ -131,8 +131,15 @@ pub fn apply(model: &mut Model, observed: &BTreeMap<String, Observed>, left: &[L
             ends: Ends::new(),
             floats: Vec::new(),
         };
+        let mut constants = HashSet::new();
         for node in &model.graph.nodes {
-            turn.inside(node);
+            // What unpacks weights runs once, when the model is loaded.
+            let constant = |name: &String| index.constant(name).is_some() || constants.contains(name.as_str());
+            if !node.inputs.is_empty() && node.inputs.iter().all(constant) {
+                constants.extend(node.outputs.iter().map(String::as_str));
+            } else {
+                turn.inside(node);
+            }
         }
         for output in &model.graph.outputs {
             turn.output(&output.name)?;

@@ -109,7 +109,6 @@ impl Layout {
         {
             return Ok(packed.clone());
         }
-        let bytes: Vec<u8> = quantized.values.iter().map(|value| value.cast_unsigned()).collect();
         let dims: &[usize] = if quantized.scales.len() == 1 {
             &[]
         } else {
@@ -117,11 +116,17 @@ impl Layout {
         };
         let zeros = vec![0_u8; quantized.scales.len()];
         let base = &weights.name;
-        let values = Tensor::new(&self.names.fresh(base, "/q"), ElementType::Int8, &weights.dims, bytes)?;
+        let values = self.names.fresh(base, "/q");
+        if let Some(kept) = &quantized.kept {
+            kept.unpack(&mut self.names, &mut self.patch, (base, &weights.dims, axis), &values)?;
+        } else {
+            let bytes: Vec<u8> = quantized.values.iter().map(|value| value.cast_unsigned()).collect();
+            self.add(Tensor::new(&values, ElementType::Int8, &weights.dims, bytes)?);
+        }
         let scale = Tensor::floats(&self.names.fresh(base, "/scale"), dims, &quantized.scales)?;
         let zero_point = Tensor::new(&self.names.fresh(base, "/zero_point"), ElementType::Int8, dims, zeros)?;
         let packed = Packed {
-            values: self.add(values),
+            values,
             scale: self.add(scale),
             zero_point: self.add(zero_point),
         };

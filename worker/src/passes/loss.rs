@@ -19,6 +19,10 @@ pub(super) fn loss(site: &Site<'_>, gram: &Gram, otherwise: Otherwise) -> Option
     let weights = site.matrix();
     let (inputs, columns) = (gram.size(), weights.len() / gram.size().max(1));
     let squares: Vec<f64> = (0..inputs).map(|input| gram.mean_square(input)).collect();
+    let of_blocks = |block| {
+        let step = |low: f64, high: f64| (high - low) / 15.0;
+        of_weights(&weights, columns, &squares, block, step, Granularity::PerChannel)
+    };
     let error = match otherwise {
         Otherwise::Integers(grid) => {
             let step = gram.square_range() / (STEPS * STEPS * UNIFORM);
@@ -27,20 +31,15 @@ pub(super) fn loss(site: &Site<'_>, gram: &Gram, otherwise: Otherwise) -> Option
                 .zip(&squares)
                 .map(|(row, square)| step.min(*square) * row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>())
                 .sum();
-            of_input
-                + of_weights(
-                    &weights,
-                    columns,
-                    &squares,
-                    inputs,
-                    |low, high| high.max(-low) / f64::from(grid.weights.largest()),
-                    grid.granularity,
-                )
+            let of_weights = if let Some(block) = grid.four_bits {
+                of_blocks(block)
+            } else {
+                let step = |low: f64, high: f64| high.max(-low) / f64::from(grid.weights.largest());
+                of_weights(&weights, columns, &squares, inputs, step, grid.granularity)
+            };
+            of_input + of_weights
         }
-        Otherwise::FourBits(block) => {
-            let step = |low: f64, high: f64| (high - low) / 15.0;
-            of_weights(&weights, columns, &squares, block, step, Granularity::PerChannel)
-        }
+        Otherwise::FourBits(block) => of_blocks(block),
     };
     let power = gram.power(&weights, columns);
     (power > 0.0 && error.is_finite()).then_some(error / power)

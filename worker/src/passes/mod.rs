@@ -31,6 +31,7 @@ pub mod one_hot;
 mod parts;
 mod polynomial;
 mod product;
+mod progressive;
 pub mod quantize_blocks;
 pub mod quantize_dynamic;
 mod quantize_lstm;
@@ -238,6 +239,8 @@ pub struct Quantize {
     pub granularity: Granularity,
     /// How far weights reach.
     pub weights: Weights,
+    /// The block in which weights are kept in 4 bits; none keeps all of them in 8.
+    pub four_bits: Option<usize>,
     /// The instruction set by which that was chosen; none where it was asked for.
     pub chosen_for: Option<&'static str>,
     /// Whether float inputs and outputs become bytes, which nothing must compute with floats for; only for [`Mode::Static`].
@@ -256,6 +259,7 @@ impl Default for Quantize {
             activations: Activations::UInt8,
             granularity: Granularity::PerChannel,
             weights: Weights::Int8,
+            four_bits: None,
             chosen_for: None,
             integer_ends: false,
             calibration: Method::MinMax,
@@ -270,18 +274,31 @@ impl Quantize {
         Grid {
             granularity: self.granularity,
             weights: self.weights,
+            four_bits: self.four_bits,
         }
     }
 
     /// Why weights reach as far as they do, where nobody asked for it.
     fn note(&self, report: &mut Report) {
         let Some(set) = self.chosen_for else { return };
-        report.note = match self.weights {
-            Weights::Int8 => format!("weights: Int8, because kernels of {set} sum products of 8 bits without loss"),
-            Weights::Int7 => format!(
-                "weights: Int7, because kernels of {set} sum two products in 16 bits, which weights of 8 bits would overflow; \
-                 set weights: Int8 for machines with VNNI"
-            ),
+        let kept = match self.four_bits {
+            None => String::new(),
+            Some(size) => format!("Int4 in blocks of {size}, unpacked on loading to "),
+        };
+        report.note = match (self.weights, self.four_bits) {
+            (Weights::Int8, _) => {
+                format!("weights: {kept}Int8, because kernels of {set} sum products of 8 bits without loss")
+            }
+            (Weights::Int7, four) => {
+                let way_out = match four {
+                    None => "; set weights: Int8 for machines with VNNI",
+                    Some(_) => "",
+                };
+                format!(
+                    "weights: {kept}Int7, because kernels of {set} sum two products in 16 bits, which weights of 8 bits would \
+                     overflow{way_out}"
+                )
+            }
         };
     }
 }
@@ -293,6 +310,8 @@ pub struct Grid {
     pub granularity: Granularity,
     /// How far they reach.
     pub weights: Weights,
+    /// The block in which they are kept in 4 bits, if they are.
+    pub four_bits: Option<usize>,
 }
 
 /// How far symmetric weights in `int8` reach.

@@ -125,7 +125,7 @@ proptest! {
         let granularity = if tensor { Granularity::PerTensor } else { Granularity::PerChannel };
         let settings = Quantize { mode: Mode::Dynamic, granularity, ..Quantize::default() };
         let mut model = float.clone();
-        let tables = quantize_tables::apply(&mut model).unwrap().changed;
+        let tables = quantize_tables::apply(&mut model, None).unwrap().changed;
         let sites = changed(quantize_dynamic::apply(&mut model, &settings));
         near(&recipe, &float, &model, tables + sites, 0.03);
     }
@@ -136,9 +136,30 @@ proptest! {
         let activations = if signed { Activations::Int8 } else { Activations::UInt8 };
         let settings = Quantize { activations, ..Quantize::default() };
         let mut model = float.clone();
-        let tables = quantize_tables::apply(&mut model).unwrap().changed;
+        let tables = quantize_tables::apply(&mut model, None).unwrap().changed;
         let sites = quantized_statically(&recipe, &mut model, &settings);
         near(&recipe, &float, &model, tables + sites, 0.04);
+    }
+
+    #[test]
+    fn four_bits_for_kernels_of_eight_stay_near(
+        recipe in recipes(), fixed: bool, standard: bool, size in proptest::sample::select(&[16_usize, 32, 128][..]),
+    ) {
+        let float = simplified(&recipe);
+        let settings = Quantize {
+            mode: if fixed { Mode::Static } else { Mode::Dynamic },
+            format: if standard { Format::Qdq } else { Format::QOperator },
+            four_bits: Some(size),
+            ..Quantize::default()
+        };
+        let mut model = float.clone();
+        let tables = quantize_blocks::tables(&mut model, size).unwrap().changed;
+        let sites = if fixed {
+            quantized_statically(&recipe, &mut model, &settings)
+        } else {
+            changed(quantize_dynamic::apply(&mut model, &settings))
+        };
+        near(&recipe, &float, &model, tables + sites, 0.2);
     }
 
     #[test]

@@ -32,6 +32,26 @@ pub struct Blocks {
 /// Quantizes the weights of every matrix product and of every embedding; products with the help of `recovering`, embeddings to the
 /// nearest step.
 pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'_>) -> Result<Report, Error> {
+    super::require_effect(quantize(model, settings, true, recovering)?)
+}
+
+/// Quantizes the weights of every embedding, and of the products that share them, to the nearest step of 4 bits.
+pub fn tables(model: &mut Model, size: usize) -> Result<Report, Error> {
+    let settings = Blocks {
+        bits: Bits::Four,
+        size,
+        recovery: Recovery::default(),
+    };
+    quantize(model, &settings, false, &mut Recovering::default())
+}
+
+/// `products`: those that share their weights with no embedding, too.
+fn quantize(
+    model: &mut Model,
+    settings: &Blocks,
+    products: bool,
+    recovering: &mut Recovering<'_>,
+) -> Result<Report, Error> {
     if !settings.size.is_power_of_two() || !(SHORTEST..=256).contains(&settings.size) {
         return Err(Error::Setting {
             pass: NAME,
@@ -43,6 +63,7 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
     let mut report = Report::new(NAME);
     let mut names = Names::new(&model.graph);
     let mut known = Known::default();
+    let mut changed = 0;
     rewrite(model, |index| {
         let mut rewrite = Rewrite {
             index,
@@ -53,20 +74,26 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
         let tables = index.graph.nodes.iter().filter_map(|node| embedded(index, node));
         let tables = tables.filter(|table| block_of(settings.size, table.dims[1]) == Some(settings.size));
         let tables: HashSet<&str> = tables.map(|table| table.name.as_str()).collect();
-        for site in sites(index, &mut report) {
+        // What a quantizer of products leaves is for it to say.
+        let mut others = Report::new(NAME);
+        let left = if products { &mut report } else { &mut others };
+        for site in sites(index, left) {
             match site.kind {
                 Kind::Conv | Kind::ConvTranspose => {
-                    report.leave(site.node, "there is no convolution with block-wise weights");
+                    left.leave(site.node, "there is no convolution with block-wise weights");
                 }
                 Kind::MatMul | Kind::Gemm { .. } => {
                     let tied = site.channel_axis() == 0 && tables.contains(site.weights.name.as_str());
+                    if !(tied || products) {
+                        continue;
+                    }
                     rewrite.product(&site, tied, settings.bits, settings.size, recovering)?;
-                    report.changed += 1;
+                    changed += 1;
                 }
             }
         }
         for node in index.graph.nodes.iter().filter(|node| quantize_lstm::recurrent(node)) {
-            report.leave(node, "there is no recurrent operator with block-wise weights");
+            left.leave(node, "there is no recurrent operator with block-wise weights");
         }
         for (position, node) in index.graph.nodes.iter().enumerate() {
             let Some(table) = embedded(index, node) else {
@@ -79,13 +106,15 @@ pub fn apply(model: &mut Model, settings: &Blocks, recovering: &mut Recovering<'
             // Rows that can't be cut evenly are for `quantize_tables`.
             if let Some(size) = block_of(settings.size, table.dims[1]) {
                 embedding(&mut rewrite, position, node, table, settings.bits, size)?;
-                report.changed += 1;
+                changed += 1;
             }
         }
         Ok::<_, Error>(rewrite.patch)
     })?;
-    let report = super::require_effect(report)?;
-    model.import(nbits::DOMAIN, 1);
+    if changed > 0 {
+        model.import(nbits::DOMAIN, 1);
+    }
+    report.changed = changed;
     Ok(report)
 }
 

@@ -9,7 +9,7 @@ use super::{
     layout::{Layout, Packed},
     logarithm,
     product::{self, Product},
-    quantize_lstm,
+    progressive, quantize_lstm,
     recovery::Recovering,
     site::{Kind, Site, sites},
     windows::Windows,
@@ -83,6 +83,7 @@ pub(super) fn quantize(
         activations: HashMap::new(),
     };
     for (site, windows) in &chosen {
+        progressive::tell(site, settings.grid(), report);
         match windows {
             Some(windows) => rewrite.convolution(site, windows, recovering)?,
             None => rewrite.product(site, readers[site.input()] > 1, recovering)?,

@@ -38,6 +38,12 @@ pub(super) fn quantize(
         }
         match find(index, node) {
             Ok((input, hidden)) => {
+                if settings.four_bits.is_some() {
+                    report.raise(
+                        node,
+                        "its weights keep 8 bits: the recurrent kernel takes none that are unpacked on loading",
+                    );
+                }
                 let input = packed(layout, input, settings.grid())?;
                 let hidden = packed(layout, hidden, settings.grid())?;
                 let mut inputs = node.inputs.clone();
@@ -112,6 +118,7 @@ fn packed(layout: &mut Layout, weights: &Tensor, grid: Grid) -> Result<Packed, E
     // A row for each scale, whatever the granularity.
     let rowwise = Grid {
         granularity: Granularity::PerChannel,
+        four_bits: None,
         ..grid
     };
     let quantized = weights::quantize(&flat, 0, rowwise, |_| 0.0).ok_or_else(|| Error::NotFinite {

@@ -10,7 +10,7 @@ use super::{
     Activations, Error, Format, Granularity, Quantize, Report, convolution,
     layout::{self, Layout, Packed},
     product::{self, Product},
-    quantize_dynamic, quantize_lstm,
+    progressive, quantize_dynamic, quantize_lstm,
     recovery::{self, Recovering},
     region::{Member, Rounding},
     site::{Kind, Site, sites},
@@ -49,6 +49,9 @@ pub fn apply_recovering(
             body(index, settings, &mut layout, recovering, &mut report)?;
         } else {
             let plan = Plan::new(index, settings, opset, observed, &mut report);
+            plan.sites
+                .iter()
+                .for_each(|site| progressive::tell(site, settings.grid(), &mut report));
             report.changed += main(&plan, index, settings, &mut layout, recovering)?;
             lstms(index, settings, &mut layout, &mut report)?;
         }

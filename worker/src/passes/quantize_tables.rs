@@ -9,16 +9,17 @@ use crate::onnx::{ElementType, Index, Model, Names, Node, Patch, Tensor, rewrite
 use std::collections::HashSet;
 
 const NAME: &str = "quantize-tables";
-/// One scale a column; rows are scaled back and never multiplied in 8 bits, so that they may use all of them.
-const GRID: Grid = Grid {
-    granularity: Granularity::PerChannel,
-    weights: Weights::Int8,
-};
 /// A smaller table saves less than its scales and nodes cost.
 const SMALLEST: usize = 16_384;
 
-/// Quantizes every table of which only whole rows are read.
-pub fn apply(model: &mut Model) -> Result<Report, Error> {
+/// Quantizes every table of which only whole rows are read. `four_bits`: the block in which they are kept in 4 bits, if they are.
+pub fn apply(model: &mut Model, four_bits: Option<usize>) -> Result<Report, Error> {
+    // One scale a column; rows are scaled back and never multiplied in 8 bits, so that they may use all of them.
+    let grid = Grid {
+        granularity: Granularity::PerChannel,
+        weights: Weights::Int8,
+        four_bits,
+    };
     let mut report = Report::new(NAME);
     let mut layout = Layout::new(Patch::new(NAME), Names::new(&model.graph));
     let shared = read_otherwise(model);
@@ -39,7 +40,7 @@ pub fn apply(model: &mut Model) -> Result<Report, Error> {
                 report.leave(node, "its table is read by other operators, too");
                 continue;
             }
-            let quantized = weights::quantize(table, 1, GRID, |_| 0.0).ok_or_else(|| Error::NotFinite {
+            let quantized = weights::quantize(table, 1, grid, |_| 0.0).ok_or_else(|| Error::NotFinite {
                 name: shown(&table.name),
             })?;
             let mut packed = layout.weights(table, 1, quantized)?;
@@ -121,7 +122,7 @@ mod tests {
     fn a_table_becomes_a_quarter_and_rows_come_back() {
         let float = embedding(false);
         let mut model = float.clone();
-        let report = apply(&mut model).unwrap();
+        let report = apply(&mut model, None).unwrap();
         crate::onnx::check(&model, &Limits::default()).unwrap();
         assert_eq!((report.changed, report.left_count), (1, 0));
         let (before, _) = run_optimized(&float, &ids());
@@ -145,7 +146,7 @@ mod tests {
         for (axis, changed) in [(0, 1), (-2, 1), (1, 0)] {
             let float = graph(axis);
             let mut model = float.clone();
-            assert_eq!(apply(&mut model).unwrap().changed, changed, "along {axis}");
+            assert_eq!(apply(&mut model, None).unwrap().changed, changed, "along {axis}");
             crate::onnx::check(&model, &Limits::default()).unwrap();
             let (before, after) = (run_optimized(&float, &end).0, run_optimized(&model, &end).0);
             assert!(relative_difference(&before, &after) < 0.005);
@@ -155,7 +156,7 @@ mod tests {
     #[test]
     fn a_table_that_others_read_stays() {
         let mut model = embedding(true);
-        let report = apply(&mut model).unwrap();
+        let report = apply(&mut model, None).unwrap();
         assert_eq!((report.changed, report.left_count), (0, 1));
         assert!(crate::onnx::to_bytes(&model).len() > 300 * 64 * 4);
     }

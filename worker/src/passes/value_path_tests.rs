@@ -169,6 +169,7 @@ fn evened(float: &Model) -> (Model, usize) {
     let smoothing = Smoothing {
         mode: Mode::Dynamic,
         gptq: false,
+        four_bits: false,
     };
     smooth::apply(&mut model, smoothing, &channels).unwrap();
     crate::onnx::check(&model, &Limits::default()).unwrap();

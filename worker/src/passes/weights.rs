@@ -10,6 +10,7 @@ use super::{
     Activations, Granularity, Grid,
     blocks::{self, Order, Steps, TILE},
     gptq::Factor,
+    progressive::{self, Progressive},
 };
 use crate::{calibrate::Range, onnx::Tensor};
 use rayon::prelude::*;
@@ -19,7 +20,7 @@ const BIAS_MAX: f32 = 1_073_741_824.0;
 /// Weights that one task takes.
 const PART: usize = 1 << 16;
 /// Scales below this would make products of two scales denormal.
-const SMALLEST_SCALE: f32 = 1e-18;
+pub(super) const SMALLEST_SCALE: f32 = 1e-18;
 
 /// Weights in 8 bits, in the order and shape of the floats.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +28,8 @@ pub(super) struct QuantizedWeights {
     pub(super) values: Vec<i8>,
     /// One for each channel, or one for all.
     pub(super) scales: Vec<f32>,
+    /// The 4 bits that the values are unpacked from, where they are kept so.
+    pub(super) kept: Option<Progressive>,
 }
 
 /// Quantizes `weights` with one scale for each index of `axis`, or one for all. `None` if a value is not finite.
@@ -36,8 +39,11 @@ pub(super) fn quantize(
     weights: &Tensor,
     axis: usize,
     grid: Grid,
-    least: impl Fn(usize) -> f32,
+    least: impl Fn(usize) -> f32 + Sync,
 ) -> Option<QuantizedWeights> {
+    if let Some(size) = progressive::fitting(weights, axis, grid) {
+        return progressive::quantize(weights, axis, size, grid, least, None);
+    }
     let most = grid.weights.largest();
     let floats = weights.float_bytes()?;
     let channels = weights.dims[axis];
@@ -70,7 +76,11 @@ pub(super) fn quantize(
         .zip(floats.par_chunks(part))
         .for_each(|(values, floats)| nearest(floats, &scales, inner, most, values));
     weights.release();
-    Some(QuantizedWeights { values, scales })
+    Some(QuantizedWeights {
+        values,
+        scales,
+        kept: None,
+    })
 }
 
 /// Largest magnitude of each channel, in slabs of all channels with `inner` values each; `None` if a value is not finite.
@@ -138,6 +148,9 @@ pub(super) fn round(
     least: impl Fn(usize) -> f32 + Sync,
     factor: &Factor,
 ) -> Option<QuantizedWeights> {
+    if let Some(size) = progressive::fitting(weights, axis, grid) {
+        return progressive::quantize(weights, axis, size, grid, least, Some(factor));
+    }
     let most = grid.weights.largest();
     let plain = quantize(weights, axis, grid, &least)?;
     let floats = weights.float_bytes()?;
@@ -257,6 +270,7 @@ mod tests {
     const PLAIN: Grid = Grid {
         granularity: Granularity::PerChannel,
         weights: Weights::Int8,
+        four_bits: None,
     };
 
     proptest! {
@@ -270,7 +284,7 @@ mod tests {
             let tensor = Tensor::floats("w", &[2, 3, 4], &values).unwrap();
             let granularity = if per_channel { Granularity::PerChannel } else { Granularity::PerTensor };
             let weights = if seven { Weights::Int7 } else { Weights::Int8 };
-            let quantized = quantize(&tensor, axis, Grid { granularity, weights }, |_| 0.0).unwrap();
+            let quantized = quantize(&tensor, axis, Grid { granularity, weights, four_bits: None }, |_| 0.0).unwrap();
             prop_assert!(!seven || quantized.values.iter().all(|value| value.abs() < 64));
             let inner: usize = tensor.dims[axis + 1..].iter().product();
             for (i, value) in values.iter().enumerate() {

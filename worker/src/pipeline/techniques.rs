@@ -79,6 +79,7 @@ fn smoothing(after: &[stages::Stage]) -> Smoothing {
         gptq: helped
             .take_while(|recover| recover.method != RecoverMethod::SmoothQuant)
             .any(|recover| recover.method == RecoverMethod::GPTQ),
+        four_bits: quantize.is_some_and(|quantize| quantize.weights == Some(WeightType::Int4)),
     }
 }
 
@@ -135,15 +136,13 @@ fn quantize(quantize: &stages::Quantize, instruction_set: &'static str) -> Resul
         QuantizeMode::Float16 => return Ok(Stage::Float16),
     };
     let (weights, chosen_for) = match quantize.weights {
-        None => (Weights::suiting(instruction_set), Some(instruction_set)),
+        None | Some(WeightType::Int4) => (Weights::suiting(instruction_set), Some(instruction_set)),
         Some(WeightType::Int8) => (Weights::Int8, None),
         Some(WeightType::Int7) => (Weights::Int7, None),
-        Some(WeightType::Int4) => {
-            return Err(refused(
-                reasons::PLAN_INVALID,
-                "quantize.weights: Int4 is for mode WeightOnly; use Int8",
-            ));
-        }
+    };
+    let four_bits = match quantize.weights {
+        Some(WeightType::Int4) => Some(block(quantize)?),
+        _ => None,
     };
     let calibration = quantize.calibration.as_ref().map_or(Ok(Method::MinMax), ranges)?;
     Ok(Stage::Quantize(Quantize {
@@ -157,6 +156,7 @@ fn quantize(quantize: &stages::Quantize, instruction_set: &'static str) -> Resul
             stages::Granularity::PerTensor => Granularity::PerTensor,
         },
         weights,
+        four_bits,
         chosen_for,
         integer_ends: quantize.integer_inputs_outputs,
         calibration,
@@ -189,9 +189,17 @@ fn ranges(calibration: &stages::CalibrationMethod) -> Result<Method> {
     })
 }
 
-fn blocks(quantize: &stages::Quantize) -> Result<Stage> {
+/// Weights that share a scale.
+fn block(quantize: &stages::Quantize) -> Result<usize> {
     let size = quantize.block.unwrap_or(DEFAULT_BLOCK);
-    let size = usize::try_from(size).map_err(|_| refused(reasons::PLAN_INVALID, format!("quantize.block {size}")))?;
+    if matches!(size, 16 | 32 | 64 | 128 | 256) {
+        return Ok(size as usize);
+    }
+    let message = format!("quantize.block {size} is not possible: use 16, 32, 64, 128 or 256");
+    Err(refused(reasons::PLAN_INVALID, message))
+}
+
+fn blocks(quantize: &stages::Quantize) -> Result<Stage> {
     let bits = match quantize.weights {
         None | Some(WeightType::Int8) => Bits::Eight,
         Some(WeightType::Int4) => Bits::Four,
@@ -204,7 +212,7 @@ fn blocks(quantize: &stages::Quantize) -> Result<Stage> {
     };
     Ok(Stage::QuantizeBlocks(Blocks {
         bits,
-        size,
+        size: block(quantize)?,
         recovery: Recovery::default(),
     }))
 }
@@ -281,6 +289,7 @@ mod tests {
                 activations: Activations::Int8,
                 granularity: Granularity::PerTensor,
                 weights: Weights::Int8,
+                four_bits: None,
                 chosen_for: None,
                 integer_ends: false,
                 calibration,
@@ -305,6 +314,7 @@ mod tests {
             Stage::Smooth(Smoothing {
                 mode: Mode::Dynamic,
                 gptq: false,
+                four_bits: false,
             }),
             settings(Mode::Dynamic, Method::MinMax, None),
             Stage::QuantizeBlocks(blocks),
@@ -330,6 +340,8 @@ mod tests {
         for old in ["sse", "avx2", "avx512"] {
             assert_eq!(made(None, old), (Weights::Int7, Some(old)));
             assert_eq!(made(Some(WeightType::Int8), old), (Weights::Int8, None));
+            // What 4 bits are unpacked to.
+            assert_eq!(made(Some(WeightType::Int4), old), (Weights::Int7, Some(old)));
         }
         for new in ["avx512_vnni", "avx_vnni", "neon", "neon_i8mm", "generic"] {
             assert_eq!(made(None, new), (Weights::Int8, Some(new)));
@@ -363,8 +375,9 @@ mod tests {
             averaging_constant: Some("slow".into()),
         };
         let dynamic = || Some(planned(QuantizeMode::Dynamic, None));
-        let four = stages::Quantize {
+        let uneven = stages::Quantize {
             weights: Some(WeightType::Int4),
+            block: Some(48),
             ..planned(QuantizeMode::Static, None)
         };
         let seven = stages::Quantize {
@@ -399,7 +412,7 @@ mod tests {
                 ],
                 "twice",
             ),
-            (vec![(Some(four), None)], "Int4"),
+            (vec![(Some(uneven), None)], "block 48"),
             (vec![(Some(seven), None)], "Int7"),
             (vec![(Some(bytes), None)], "integerInputsOutputs is for mode Static"),
             (

@@ -100,6 +100,12 @@ const MINILM: &[Entry] = &[
         Method::Own,
         "[quantize: {mode: WeightOnly, weights: Int4, block: 128}, recover: {method: GPTQ}, recover: {method: BiasCorrection}]",
     ),
+    (
+        "dynamic int4 64 best",
+        Method::Own,
+        "[recover: {method: SmoothQuant}, quantize: {mode: Dynamic, weights: Int4, block: 64}, recover: {method: GPTQ}, \
+         recover: {method: BiasCorrection}]",
+    ),
     INT4_PRODUCTS,
     INT4_PRODUCTS_GPTQ,
 ];
@@ -134,6 +140,11 @@ const TINYLM: &[Entry] = &[
     INT4,
     INT4_GPTQ,
     INT4_GPTQ_LONG,
+    (
+        "dynamic int4 64 gptq",
+        Method::Own,
+        "[quantize: {mode: Dynamic, weights: Int4, block: 64}, recover: {method: GPTQ}]",
+    ),
     INT4_PRODUCTS,
     INT4_PRODUCTS_GPTQ,
 ];

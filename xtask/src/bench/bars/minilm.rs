@@ -49,7 +49,7 @@ const WANTED: &[Wanted] = &[
 ];
 
 /// Smaller INT4: cosine, MB, and latency to the peer's INT4 with a quantized embedding.
-const SMALL: (&str, f64, f64, f64) = ("ours int4 128 best", 0.985, 13.6, 0.62);
+const SMALL: (&str, f64, f64, f64) = ("ours dynamic int4 64 best", 0.985, 13.6, 0.62);
 const SMALL_PEER: &str = "olive int4";
 /// What rounding by GPTQ must reach at 4 bits, and together with bias correction add at 8 bits.
 const PRODUCTS: &str = "ours int4 32 products gptq";
