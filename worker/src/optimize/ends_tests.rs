@@ -21,7 +21,7 @@ fn classifier(between: Option<&str>, last: Option<&str>) -> (Model, String) {
     let mut b = Build::opset(17);
     let ints = |values: &[i64]| AttributeValue::Ints(values.to_vec());
     let x = b.input("x", &[-1, 8, 16, 16]);
-    let (first, second) = (b.weights(&[16, 8, 3, 3]), b.weights(&[16, 16, 3, 3]));
+    let (first, second) = (b.weights(&[32, 8, 3, 3]), b.weights(&[32, 32, 3, 3]));
     let pads = ("pads", ints(&[1, 1, 1, 1]));
     let y = b.node_with("Conv", &[&x, &first], std::slice::from_ref(&pads));
     let y = b.node("Relu", &[&y]);
@@ -35,7 +35,7 @@ fn classifier(between: Option<&str>, last: Option<&str>) -> (Model, String) {
     let pooled = b.node_with("MaxPool", &[&sum], &pool);
     let pooled = b.node("GlobalAveragePool", &[&pooled]);
     let flat = b.node("Flatten", &[&pooled]);
-    let (weights, bias) = (b.weights(&[16, 80]), b.weights(&[80]));
+    let (weights, bias) = (b.weights(&[32, 80]), b.weights(&[80]));
     let mut scores = b.node("Gemm", &[&flat, &weights, &bias]);
     if let Some(op_type) = last {
         scores = b.node(op_type, &[&scores]);
@@ -53,6 +53,25 @@ fn make(model: &Model, stages: &[Stage]) -> Result<(Model, OptimizeReport), Erro
     let samples = || Box::new(rows.iter().cloned().map(Ok)) as Box<dyn Iterator<Item = _>>;
     let (bytes, report) = made(model, stages, Given::default(), &samples)?;
     Ok((onnx::from_bytes(&bytes.into(), &Limits::default()).unwrap(), report))
+}
+
+/// What unpacks weights runs before anything else, and is no float in between.
+#[test]
+fn weights_of_four_bits_are_integers_throughout() {
+    let (model, _) = classifier(None, None);
+    let [four, eight] = [Some(16), None].map(|four_bits| {
+        let settings = Quantize { four_bits, ..fixed() };
+        make(&model, &[Stage::Quantize(settings)]).unwrap().0
+    });
+    let bytes = vec![Tensor::new("x", ElementType::Uint8, &[1, 8, 16, 16], vec![7; 8 * 256]).unwrap()];
+    let (_, operators) = testing::run_optimized(&four, &bytes);
+    assert!(
+        !operators
+            .iter()
+            .any(|operator| operator == "BitShift" || operator == "Conv"),
+        "{operators:?}"
+    );
+    assert!(onnx::to_bytes(&four).len() < onnx::to_bytes(&eight).len());
 }
 
 #[test]

@@ -53,6 +53,18 @@ impl Layout {
         self.vectors.add(weights, bias, &mut self.patch)
     }
 
+    /// A small constant, written once for each `role` and value.
+    pub(super) fn constant(
+        &mut self,
+        role: &str,
+        element: ElementType,
+        dims: &[usize],
+        bytes: Vec<u8>,
+    ) -> Result<String, Error> {
+        let tensor = Tensor::new(&self.names.fresh(role, ""), element, dims, bytes)?;
+        Ok(self.vectors.add(role, tensor, &mut self.patch))
+    }
+
     /// Scale and zero point of an activation, as initializers.
     pub(super) fn affine(&mut self, of: &str, affine: Affine, kind: Activations) -> Result<(String, String), Error> {
         let element = match kind {
@@ -118,7 +130,7 @@ impl Layout {
         let base = &weights.name;
         let values = self.names.fresh(base, "/q");
         if let Some(kept) = &quantized.kept {
-            kept.unpack(&mut self.names, &mut self.patch, (base, &weights.dims, axis), &values)?;
+            kept.unpack(self, (base, &weights.dims, axis), &values)?;
         } else {
             let bytes: Vec<u8> = quantized.values.iter().map(|value| value.cast_unsigned()).collect();
             self.add(Tensor::new(&values, ElementType::Int8, &weights.dims, bytes)?);

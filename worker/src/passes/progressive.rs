@@ -15,10 +15,11 @@ use super::{
     Granularity, Grid, Report,
     blocks::{self, Bits, Order},
     gptq::Factor,
+    layout::Layout,
     site::{Kind, Site},
     weights::{QuantizedWeights, SMALLEST_SCALE},
 };
-use crate::onnx::{AttributeValue, ElementType, Error, Names, Node, Patch, Tensor};
+use crate::onnx::{AttributeValue, ElementType, Error, Node, Tensor};
 use rayon::prelude::*;
 
 /// Shorter blocks cost more than they gain.
@@ -26,7 +27,7 @@ const SHORTEST: usize = 16;
 /// A scale and a zero point.
 const BYTES_PER_BLOCK: usize = 5;
 /// What the nodes that unpack a tensor take in a file.
-const NODES: usize = 2560;
+const NODES: usize = 1536;
 
 /// Rows of weights in blocks of 4 bits; what a short last block lacks is the zero point.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,16 +36,16 @@ pub(super) struct Progressive {
     length: usize,
     /// Weights of a block.
     block: usize,
-    /// For each row its blocks; a byte holds a weight of a block's first half in its lower bits and one of the second in its upper.
+    /// `[blocks, block / 2, rows]`: a byte holds a weight of a block's first half in its lower bits and one of the second in its upper.
     codes: Vec<u8>,
-    /// Steps of 8 bits in a step of 4, for each block of each row.
+    /// `[blocks, rows]`: steps of 8 bits in a step of 4.
     ratios: Vec<f32>,
-    /// One for each block of each row.
+    /// `[blocks, rows]`.
     zero_points: Vec<u8>,
 }
 
 /// Rows, their length, and where they lie, of weights of shape `dims` with channels along `axis`.
-fn layout(dims: &[usize], axis: usize) -> Option<(usize, usize, Order)> {
+fn rows_of(dims: &[usize], axis: usize) -> Option<(usize, usize, Order)> {
     match (axis, dims) {
         (0, [rows, rest @ ..]) => Some((*rows, rest.iter().product(), Order::Rows)),
         (1, [length, rows]) => Some((*rows, *length, Order::Columns)),
@@ -65,7 +66,7 @@ fn pays(rows: usize, length: usize, size: usize) -> bool {
 
 /// The block in which `weights` with channels along `axis` are kept in 4 bits, where they are.
 pub(super) fn fitting(weights: &Tensor, axis: usize, grid: Grid) -> Option<usize> {
-    let (rows, length, _) = layout(&weights.dims, axis)?;
+    let (rows, length, _) = rows_of(&weights.dims, axis)?;
     grid.four_bits.filter(|size| pays(rows, length, *size))
 }
 
@@ -101,7 +102,7 @@ pub(super) fn quantize(
     factor: Option<&Factor>,
 ) -> Option<QuantizedWeights> {
     let (most, one_scale) = (grid.weights.largest(), grid.granularity == Granularity::PerTensor);
-    let (rows, length, order) = layout(&weights.dims, axis)?;
+    let (rows, length, order) = rows_of(&weights.dims, axis)?;
     let block = block_of(size, length);
     let floats = weights.float_bytes()?;
     let blocked = blocks::quantize(floats, (rows, length), order, Bits::Four, block, factor)?;
@@ -142,46 +143,39 @@ pub(super) fn quantize(
     let ratios: Vec<f32> = (0..rows * count)
         .map(|at| blocked.scales[at] / of_row(at / count))
         .collect();
-    let mut values = vec![0_i8; rows * length];
+    // As the nodes have them: whole blocks of all rows side by side.
     let mut codes = vec![0_u8; blocked.codes.len()];
-    let turned: Vec<i8> = codes
-        .par_chunks_mut(count * bytes)
+    let mut lines = vec![0_i8; count * block * rows];
+    codes
+        .par_chunks_mut(bytes * rows)
+        .zip(lines.par_chunks_mut(block * rows))
         .enumerate()
-        .flat_map_iter(|(row, codes)| {
-            let mut values = vec![0_i8; length];
-            for (index, (to, from)) in codes
-                .chunks_exact_mut(bytes)
-                .zip(blocked.codes[row * count * bytes..].chunks_exact(bytes))
-                .enumerate()
-            {
+        .for_each(|(index, (codes, lines))| {
+            for row in 0..rows {
                 let at = row * count + index;
-                for (position, value) in values[index * block..].iter_mut().take(block).enumerate() {
-                    *value = (steps(at, Bits::Four.code(from, position)) * ratios[at]).round_ties_even() as i8;
-                }
-                for (position, byte) in to.iter_mut().enumerate() {
-                    *byte = Bits::Four.code(from, position) | Bits::Four.code(from, position + bytes) << 4;
-                }
-            }
-            values
-        })
-        .collect();
-    match order {
-        Order::Rows => values = turned,
-        Order::Columns => {
-            for (position, line) in values.chunks_exact_mut(rows).enumerate() {
-                for (row, value) in line.iter_mut().enumerate() {
-                    *value = turned[row * length + position];
+                let packed = &blocked.codes[at * bytes..(at + 1) * bytes];
+                for position in 0..block {
+                    let code = Bits::Four.code(packed, position);
+                    codes[position % bytes * rows + row] |= code << (4 * (position / bytes));
+                    lines[position * rows + row] = (steps(at, code) * ratios[at]).round_ties_even() as i8;
                 }
             }
-        }
-    }
+        });
+    lines.truncate(length * rows);
+    let values = match order {
+        Order::Columns => lines,
+        Order::Rows => (0..rows)
+            .flat_map(|row| lines.iter().skip(row).step_by(rows).copied())
+            .collect(),
+    };
+    let aside = |index: usize| (0..rows).map(move |row| row * count + index);
     let progressive = Progressive {
         rows,
         length,
         block,
         codes,
-        ratios,
-        zero_points,
+        ratios: (0..count).flat_map(aside).map(|at| ratios[at]).collect(),
+        zero_points: (0..count).flat_map(aside).map(|at| zero_points[at]).collect(),
     };
     Some(QuantizedWeights {
         values,
@@ -191,77 +185,86 @@ pub(super) fn quantize(
 }
 
 impl Progressive {
-    /// Nodes over constants that give the values of 8 bits as `output`, in the shape `dims` with channels along `axis`; all of it in `patch`.
+    /// Nodes over constants that give the values of 8 bits as `output`, in the shape `dims` with channels along `axis`.
+    ///
+    /// Scaling each block's codes is a product with the identity, of a kernel that has a scale and a zero point for each of its columns: what
+    /// is made on the way is never wider than a byte, so that loading takes 5 bytes for a weight rather than 20 with floats between.
     pub(super) fn unpack(
         &self,
-        names: &mut Names,
-        patch: &mut Patch,
+        layout: &mut Layout,
         (base, dims, axis): (&str, &[usize], usize),
         output: &str,
     ) -> Result<(), Error> {
-        let count = self.length.div_ceil(self.block);
-        let bytes =
-            |name: &str, dims: &[usize], bytes: &[u8]| Tensor::new(name, ElementType::Uint8, dims, bytes.to_vec());
-        let mut given = |suffix, make: &dyn Fn(&str) -> Result<Tensor, Error>| {
-            let name = names.fresh(base, suffix);
-            patch.add_tensor(make(&name)?);
-            Ok::<_, Error>(name)
+        let (rows, block, count) = (self.rows, self.block, self.length.div_ceil(self.block));
+        let whole = |sizes: &[usize]| -> Vec<u8> {
+            let sizes = sizes.iter().map(|size| i64::try_from(*size).unwrap_or(i64::MAX));
+            sizes.flat_map(i64::to_le_bytes).collect()
         };
-        let of_blocks = [self.rows, count, 1];
-        let codes = given("/q4", &|name| {
-            bytes(name, &[self.rows, count, self.block / 2], &self.codes)
-        })?;
-        let ratios = given("/ratios", &|name| Tensor::floats(name, &of_blocks, &self.ratios))?;
-        let zero_points = given("/zero_points", &|name| bytes(name, &of_blocks, &self.zero_points))?;
-        let bits = given("/bits", &|name| bytes(name, &[], &[4]))?;
-        let whole = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-        let ints = |values: Vec<i64>| move |name: &str| Tensor::int64s(name, &[values.len()], &values);
-        let rows = given("/rows", &ints(vec![whole(self.rows), whole(count * self.block)]))?;
-        let to = |element: ElementType| AttributeValue::Int(element.number());
+        let own = |layout: &mut Layout, suffix, element, dims: &[usize], bytes: Vec<u8>| {
+            let tensor = Tensor::new(&layout.names.fresh(base, suffix), element, dims, bytes)?;
+            Ok::<_, Error>(layout.add(tensor))
+        };
+        let ratios = self.ratios.iter().flat_map(|ratio| ratio.to_le_bytes()).collect();
+        let points = self.zero_points.clone();
+        let codes = own(
+            layout,
+            "/q4",
+            ElementType::Uint8,
+            &[count, block / 2, rows],
+            self.codes.clone(),
+        )?;
+        let ratios = own(layout, "/ratios", ElementType::Float, &[count, 1, rows], ratios)?;
+        let points = own(layout, "/zero_points", ElementType::Int8, &[count, 1, rows], points)?;
+        let bits = layout.constant("unpack/bits", ElementType::Uint8, &[], vec![4])?;
+        let one = layout.constant("unpack/one", ElementType::Float, &[], 1.0_f32.to_le_bytes().to_vec())?;
+        let zero = layout.constant("unpack/zero", ElementType::Int8, &[], vec![0])?;
+        let identity = (0..block * block)
+            .map(|at| u8::from(at / block == at % block))
+            .collect();
+        let identity = layout.constant("unpack/identity", ElementType::Int8, &[block, block], identity)?;
+        let lines = layout.constant("unpack/lines", ElementType::Int64, &[2], whole(&[count * block, rows]))?;
+
         let mut nodes = Vec::new();
-        let mut made = |op_type: &str, inputs: &[&str], attributes: &[(&str, AttributeValue)], names: &mut Names| {
-            let name = names.fresh(base, "/unpacked");
-            let node = Node::new(op_type, inputs, &[&name]);
-            nodes.push(
-                attributes
-                    .iter()
-                    .fold(node, |node, (key, value)| node.with(key, value.clone())),
-            );
+        let mut made = |layout: &mut Layout, node: Node| {
+            let name = layout.names.fresh(base, "/unpacked");
+            nodes.push(Node {
+                outputs: vec![name.clone()],
+                ..node
+            });
             name
         };
-        let direction = |way: &'static str| [("direction", AttributeValue::String(way.into()))];
-        let upper = made("BitShift", &[&codes, &bits], &direction("RIGHT"), names);
-        let lifted = made("BitShift", &[&codes, &bits], &direction("LEFT"), names);
-        let lower = made("BitShift", &[&lifted, &bits], &direction("RIGHT"), names);
-        let both = made("Concat", &[&lower, &upper], &[("axis", AttributeValue::Int(2))], names);
-        let codes = made("Cast", &[&both], &[("to", to(ElementType::Float))], names);
-        let zeros = made("Cast", &[&zero_points], &[("to", to(ElementType::Float))], names);
-        let steps = made("Sub", &[&codes, &zeros], &[], names);
-        let scaled = made("Mul", &[&steps, &ratios], &[], names);
-        let rounded = made("Round", &[&scaled], &[], names);
-        let small = made("Cast", &[&rounded], &[("to", to(ElementType::Int8))], names);
-        let mut matrix = made("Reshape", &[&small, &rows], &[], names);
-        if count * self.block > self.length {
-            let ends = [vec![0], vec![whole(self.length)], vec![1]];
-            let [from, until, along] = ends.map(|values| {
-                let name = names.fresh(base, "/cut");
-                Tensor::int64s(&name, &[1], &values).map(|tensor| {
-                    patch.add_tensor(tensor);
-                    name
-                })
-            });
-            matrix = made("Slice", &[&matrix, &from?, &until?, &along?], &[], names);
-        }
-        let last = if axis == 1 {
-            Node::new("Transpose", &[&matrix], &[output]).with("perm", AttributeValue::Ints(vec![1, 0]))
-        } else {
-            let name = names.fresh(base, "/shape");
-            let shape: Vec<i64> = dims.iter().map(|dim| whole(*dim)).collect();
-            patch.add_tensor(Tensor::int64s(&name, &[shape.len()], &shape)?);
-            Node::new("Reshape", &[&matrix, &name], &[output])
+        let shift = |of: &str, way: &'static str| {
+            Node::new("BitShift", &[of, &bits], &[]).with("direction", AttributeValue::String(way.into()))
         };
-        nodes.push(last);
-        patch.add_constants(nodes);
+        let upper = made(layout, shift(&codes, "RIGHT"));
+        let lifted = made(layout, shift(&codes, "LEFT"));
+        let lower = made(layout, shift(&lifted, "RIGHT"));
+        let both = Node::new("Concat", &[&lower, &upper], &[]).with("axis", AttributeValue::Int(1));
+        let both = made(layout, both);
+        let signed = AttributeValue::Int(ElementType::Int8.number());
+        let signed = made(layout, Node::new("Cast", &[&both], &[]).with("to", signed));
+        let scaled = [identity.as_str(), &one, &zero, &signed, &ratios, &points, &one, &zero];
+        let scaled = made(layout, Node::new("QLinearMatMul", &scaled, &[]));
+        let mut matrix = made(layout, Node::new("Reshape", &[&scaled, &lines], &[]));
+        if count * block > self.length {
+            let cut = [("unpack/from", 0), ("unpack/until", self.length), ("unpack/along", 0)];
+            let mut inputs = vec![matrix];
+            for (role, size) in cut {
+                inputs.push(layout.constant(role, ElementType::Int64, &[1], whole(&[size]))?);
+            }
+            let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+            matrix = made(layout, Node::new("Slice", &inputs, &[]));
+        }
+        if axis == 0 {
+            let turned = AttributeValue::Ints(vec![1, 0]);
+            let turned = made(layout, Node::new("Transpose", &[&matrix], &[]).with("perm", turned));
+            let shape = layout.constant("unpack/shape", ElementType::Int64, &[dims.len()], whole(dims))?;
+            made(layout, Node::new("Reshape", &[&turned, &shape], &[]));
+        }
+        if let Some(last) = nodes.last_mut() {
+            last.outputs = vec![output.to_owned()];
+        }
+        layout.patch.add_constants(nodes);
         Ok(())
     }
 }
@@ -270,7 +273,7 @@ impl Progressive {
 mod tests {
     use super::*;
     use crate::{
-        onnx::{Graph, Limits, check, rewrite, to_bytes},
+        onnx::{Graph, Limits, Names, Patch, check, rewrite, to_bytes},
         passes::{Format, Mode, Quantize, Weights, quantize_blocks, quantize_dynamic, weights},
         testing::{Build, noise, relative_difference, run, run_optimized},
     };
@@ -314,10 +317,10 @@ mod tests {
                 let quantized = quantize(&tensor, axis, 32, grid, |_| 0.0, None).unwrap();
                 let kept = quantized.kept.clone().unwrap();
                 rewrite(&mut model, |_| {
-                    let (mut names, mut patch) = (Names::new(&Graph::default()), Patch::new("test"));
-                    kept.unpack(&mut names, &mut patch, ("w", &dims, axis), "values")?;
-                    patch.rewire(0, 0, "values");
-                    Ok::<_, Error>(patch)
+                    let mut layout = Layout::new(Patch::new("test"), Names::new(&Graph::default()));
+                    kept.unpack(&mut layout, ("w", &dims, axis), "values")?;
+                    layout.patch.rewire(0, 0, "values");
+                    Ok::<_, Error>(layout.patch)
                 })
                 .unwrap();
                 check(&model, &Limits::default()).unwrap();
@@ -373,7 +376,7 @@ mod tests {
             assert!(
                 operators
                     .iter()
-                    .all(|operator| !["BitShift", "Cast", "Round", "Concat"].contains(&operator.as_str())),
+                    .all(|operator| !["BitShift", "QLinearMatMul", "Concat"].contains(&operator.as_str())),
                 "unpacked once, on loading: {operators:?}"
             );
             assert!(operators.iter().any(|operator| operator.contains("MatMul")));
