@@ -132,16 +132,24 @@ pub fn folder_of(program: &str) -> Result<PathBuf> {
 }
 
 /// Builds those of `programs` that are missing; cold, all of them take about ten minutes on two cores.
+///
+/// What Go compiles on the way is kept aside for as long as that takes: in the user's own build cache, 5 GB would lie that nobody reads again.
 pub fn ensure(programs: &[&str], progress: &Progress) -> Result<()> {
     if missing(programs)?.is_empty() {
         return Ok(());
     }
     let _one_builder = Lock::wait("go-build", progress)?;
     // Another process may have built them while we waited.
-    for program in missing(programs)? {
-        build(program, progress)?;
+    let missing = missing(programs)?;
+    if missing.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    // Stays where a build ends early: the next one goes on with it.
+    let compiled = cache::folder("go-build")?;
+    for program in missing {
+        build(program, &compiled, progress)?;
+    }
+    fs::remove_dir_all(&compiled).with_context(|| format!("remove {}", compiled.display()))
 }
 
 fn missing<'a>(programs: &[&'a str]) -> Result<Vec<&'a str>> {
@@ -208,7 +216,7 @@ fn linker_flags(module: &Module, version: &str) -> String {
     )
 }
 
-fn build(program: &str, progress: &Progress) -> Result<()> {
+fn build(program: &str, compiled: &Path, progress: &Progress) -> Result<()> {
     let (module, package) = find(program)?;
     let version = version_of(module)?;
     let step = progress.step(format!("build {program} {version} with Go"));
@@ -220,6 +228,7 @@ fn build(program: &str, progress: &Progress) -> Result<()> {
     let mut command = Command::new("go");
     command
         .current_dir(source(module))
+        .env("GOCACHE", compiled)
         .env("CGO_ENABLED", if module.cgo { "1" } else { "0" });
     command.args([
         "build",
