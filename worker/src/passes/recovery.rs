@@ -99,6 +99,8 @@ pub struct Recovering<'s> {
     inputs: &'s Inputs,
     /// Of all inputs of weights that several products share: rounded in one way, they stay one.
     together: BTreeMap<Matrix, Gram>,
+    /// These weights in 8 bits, with the smallest scales that were asked for, and whether GPTQ rounded them.
+    eight: BTreeMap<Matrix, (Vec<f32>, QuantizedWeights, bool)>,
     /// Of the last input: products that share one follow each other, and a factor is as large as the weights.
     last: Option<(String, Option<Rc<Factor>>)>,
     rounded: Report,
@@ -126,6 +128,7 @@ impl<'s> Recovering<'s> {
             bias_correction: settings.bias_correction,
             inputs,
             together: shared::together(model, &inputs.grams),
+            eight: BTreeMap::new(),
             last: None,
             rounded: Report::new(GPTQ),
             corrected: Report::new(BIAS_CORRECTION),
@@ -226,13 +229,26 @@ impl<'s> Recovering<'s> {
         least: impl Fn(usize) -> f32 + Sync,
     ) -> Result<(QuantizedWeights, Option<Vec<f32>>), Error> {
         let calibrates = self.calibrates(site);
-        let quantized = match calibrates.then(|| self.factor(site)).flatten() {
-            Some(factor) => weights::round(matrix, axis, grid, least, &factor),
-            None => weights::quantize(matrix, axis, grid, least),
+        let of = shared::matrix(site);
+        let bounds: Vec<f32> = (0..matrix.dims[axis]).map(&least).collect();
+        let known = self.eight.get(&of).filter(|(before, ..)| *before == bounds);
+        let quantized = if let Some((_, quantized, by_gptq)) = known {
+            self.rounded.changed += usize::from(*by_gptq);
+            quantized.clone()
+        } else {
+            let factor = calibrates.then(|| self.factor(site)).flatten();
+            let quantized = match &factor {
+                Some(factor) => weights::round(matrix, axis, grid, least, factor),
+                None => weights::quantize(matrix, axis, grid, least),
+            };
+            let quantized = quantized.ok_or_else(|| Error::NotFinite {
+                name: shown(&matrix.name),
+            })?;
+            if self.together.contains_key(&of) {
+                self.eight.insert(of, (bounds, quantized.clone(), factor.is_some()));
+            }
+            quantized
         };
-        let quantized = quantized.ok_or_else(|| Error::NotFinite {
-            name: shown(&matrix.name),
-        })?;
         let rounded = || quantized.floats(&matrix.dims, axis);
         let correction = calibrates
             .then(|| self.correction(site, matrix, axis, rounded))
