@@ -9,10 +9,10 @@ use super::{
     quantize_lstm,
     quantize_tables::table,
     recovery::{Recovering, Recovery},
-    site::{Kind, sites},
+    site::{Kind, Site, sites},
 };
 use crate::onnx::{AttributeValue, Index, Model, Names, Node, Patch, Tensor, rewrite};
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 
 const NAME: &str = "quantize-blocks";
 /// Shorter blocks have no kernel.
@@ -73,17 +73,24 @@ fn quantize(
         };
         let tables = index.graph.nodes.iter().filter_map(|node| embedded(index, node));
         let tables = tables.filter(|table| block_of(settings.size, table.dims[1]) == Some(settings.size));
-        let tables: HashSet<&str> = tables.map(|table| table.name.as_str()).collect();
+        let tables: BTreeMap<&str, &Tensor> = tables.map(|table| (table.name.as_str(), table)).collect();
         // What a quantizer of products leaves is for it to say.
         let mut others = Report::new(NAME);
         let left = if products { &mut report } else { &mut others };
-        for site in sites(index, left) {
+        for mut site in sites(index, left) {
+            let of_head = products
+                .then(|| tables.values().find(|table| turned(&site, table)))
+                .flatten();
+            if let Some(table) = of_head {
+                site.weights = table;
+                site.kind = Kind::Gemm { transposed: true };
+            }
             match site.kind {
                 Kind::Conv | Kind::ConvTranspose => {
                     left.leave(site.node, "there is no convolution with block-wise weights");
                 }
                 Kind::MatMul | Kind::Gemm { .. } => {
-                    let tied = site.channel_axis() == 0 && tables.contains(site.weights.name.as_str());
+                    let tied = site.channel_axis() == 0 && tables.contains_key(site.weights.name.as_str());
                     if !(tied || products) {
                         continue;
                     }
@@ -121,6 +128,22 @@ fn quantize(
 /// The table of an embedding that can have blocks.
 fn embedded<'g>(index: &Index<'g>, node: &Node) -> Option<&'g Tensor> {
     table(index, node).filter(|table| table.dims[0] >= SHORTEST)
+}
+
+/// Whether the product `site` has the values of `table` for weights, turned: as exporters write a head that an embedding shares, where they
+/// fold its `Transpose`, or leave that to simplification.
+fn turned(site: &Site<'_>, table: &Tensor) -> bool {
+    let [rows, length] = table.dims[..] else {
+        return false;
+    };
+    if site.is_convolution() || site.channel_axis() != 1 || site.weights.dims != [length, rows] {
+        return false;
+    }
+    let (Some(weights), Some(table)) = (site.weights.float_bytes(), table.float_bytes()) else {
+        return false;
+    };
+    let mut inputs = weights.chunks_exact(rows).enumerate();
+    inputs.all(|(input, values)| table.iter().skip(input).step_by(length).eq(values))
 }
 
 /// The largest size, not above `size`, that cuts a row evenly: embeddings have no short blocks.
@@ -250,6 +273,54 @@ mod tests {
             }
             let difference = relative_difference(&before, &after);
             assert!(difference < bound, "{bits:?} {size}: {difference}");
+        }
+    }
+
+    /// A head that reads the embedding's table turned, by a `Transpose` that was folded: in three dimensions, so that no Gemm can say it.
+    #[test]
+    fn a_product_with_the_turned_table_shares_its_blocks() {
+        let (rows, length) = (320, 64);
+        let values = noise(9, rows * length);
+        let turned: Vec<f32> = (0..rows * length)
+            .map(|at| values[at % rows * length + at / rows])
+            .collect();
+        let made = |turned: &[f32]| {
+            let mut b = Build::opset(17);
+            let ids = b.typed_input("ids", ElementType::Int64, &[2, 5]);
+            let (table, head) = (b.floats(&[rows, length], &values), b.floats(&[length, rows], turned));
+            let gathered = b.node("Gather", &[&table, &ids]);
+            let y = b.node("MatMul", &[&gathered, &head]);
+            b.finish(&[&y])
+        };
+        let float = made(&turned);
+        for bits in [Bits::Four, Bits::Eight] {
+            let bytes = |float: &Model| {
+                let mut model = float.clone();
+                let settings = Blocks {
+                    bits,
+                    size: 32,
+                    recovery: Recovery::default(),
+                };
+                assert_eq!(
+                    apply(&mut model, &settings, &mut Recovering::default())
+                        .unwrap()
+                        .changed,
+                    2
+                );
+                crate::onnx::check(&model, &Limits::default()).unwrap();
+                let (after, operators) = run_optimized(&model, &ids());
+                assert!(
+                    operators.iter().any(|operator| operator == "MatMulNBits"),
+                    "{operators:?}"
+                );
+                let (before, _) = run_optimized(float, &ids());
+                assert!(relative_difference(&before, &after) < 0.2, "{bits:?}");
+                crate::onnx::to_bytes(&model).len()
+            };
+            let mut other = turned.clone();
+            other[rows * length - 1] += 0.5;
+            let (shared, apart) = (bytes(&float), bytes(&made(&other)));
+            assert!(3 * shared < 2 * apart, "{shared} {apart}");
         }
     }
 
