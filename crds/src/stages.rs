@@ -127,7 +127,7 @@ pub struct Recover {
     /// of matrix products so that the errors of a product make each other good (arXiv:2210.17323); `BiasCorrection` moves the mean error of
     /// each output of products and convolutions into its bias (arXiv:1906.04721); `RaisePrecision` keeps what loses most more precise: matrix
     /// products in 8-bit blocks, or in floats where those do not reach the goal; after mode `Static`, convolutions and what lies between them
-    /// in floats.
+    /// in floats; after modes `Static` and `Dynamic` with `weights: Int4`, products and convolutions with weights of 8 bits before that.
     pub method: RecoverMethod,
     /// Share of the weights of all matrix products and convolutions that `RaisePrecision` may raise, 0.01 to 0.99. More is more accurate, and
     /// slower after modes `Static` and `Dynamic`, larger after `Int4`. Default 0.2.
@@ -147,8 +147,8 @@ pub struct Recover {
     )]
     pub goal: Option<String>,
     /// Matrix products that `RaisePrecision` raises to 8-bit blocks, whatever they lose: what a recipe has in the place of `share` and
-    /// `goal`. In the same words as `quantize.only`, 1 to 128 entries; one that matches no matrix product is refused. Needs no calibration
-    /// data. Default: those that lose most.
+    /// `goal`. After modes `Static` and `Dynamic` with `weights: Int4`, products and convolutions whose weights keep 8 bits. In the same words
+    /// as `quantize.only`, 1 to 128 entries; one that matches none of them is refused. Needs no calibration data. Default: those that lose most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "kube",
@@ -230,8 +230,8 @@ pub struct Quantize {
     /// One scale for each output channel of a weight, or one for the whole tensor. Default `PerChannel`. Not used by mode `WeightOnly`.
     #[serde(default)]
     pub granularity: Granularity,
-    /// Neighbouring weights that share a scale and a zero point in mode `WeightOnly` and with `weights: Int4`: 16, 32, 64, 128 or 256. Smaller blocks are more
-    /// accurate and larger in the file. Default 32.
+    /// Neighbouring weights that share a scale and a zero point in mode `WeightOnly` and with `weights: Int4`: 16, 32, 64, 128 or 256.
+    /// Smaller blocks are more accurate and larger in the file. Default 32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<i32>", range(min = 16, max = 256)))]
     pub block: Option<u32>,
@@ -274,10 +274,10 @@ pub enum QuantizeMode {
 }
 
 /// Type of the weights. `Int7` (-63 to 63, stored as 8 bits) is for modes `Static` and `Dynamic` on x86 without VNNI, whose kernels sum two
-/// products in 16 bits. `Int4` is the smallest: mode `WeightOnly` computes with the 4 bits; modes `Static` and `Dynamic` keep weights so
-/// and unpack them to 8 bits (7, where `Int7` would be the default) when the model is loaded, which is faster for many rows at once and takes
-/// the memory of `Int8`; what 4 bits would not make smaller stays in 8. Default `Int8`, but for modes `Static` and `Dynamic` where the worker that makes the
-/// candidate runs on x86 without VNNI: there `Int7`, and the report says so.
+/// products in 16 bits. `Int4` is the smallest: mode `WeightOnly` computes with the 4 bits; modes `Static` and `Dynamic` keep weights so and
+/// unpack them to 8 bits (7, where `Int7` would be the default) when the model is loaded, which is faster for many rows at once and takes the
+/// memory of `Int8`; what 4 bits would not make smaller stays in 8. Default `Int8`, but for modes `Static` and `Dynamic` where the worker
+/// that makes the candidate runs on x86 without VNNI: there `Int7`, and the report says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(JsonSchema))]
 pub enum WeightType {

@@ -79,7 +79,11 @@ fn misplaced(recover: &Recover, before: &[Stage]) -> Option<String> {
                     "recover with method: {name} follows quantize with mode: Float16, where there is nothing to win back; remove one of them"
                 ));
             }
-            (Some(quantize), _) if !recover.nodes.is_empty() && quantize.format == Some(Format::QDQ) => {
+            (Some(quantize), _)
+                if !recover.nodes.is_empty()
+                    && quantize.format == Some(Format::QDQ)
+                    && quantize.weights != Some(WeightType::Int4) =>
+            {
                 return Some(
                     "recover.nodes gives products 8-bit blocks, and follows quantize with format: QDQ, but ONNX itself has none; name them in \
                      quantize.except, where they stay floats, or set format: QOperator"
@@ -146,6 +150,7 @@ mod tests {
             format!("[{even}, {tensor}]"),
             format!("[{even}, {smooth}, {tensor}, {gptq}]"),
             format!("[{blocks}, {gptq}]"),
+            format!(r#"[{{"quantize": {{"mode": "Static", "weights": "Int4", "format": "QDQ"}}}}, {named}]"#),
             format!("[{smooth}, {dynamic}, {gptq}, {bias}]"),
             format!("[{dynamic}, {bias}, {raise}, {gptq}]"),
             format!("[{blocks}, {raise}]"),

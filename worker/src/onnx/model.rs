@@ -71,6 +71,8 @@ pub struct Node {
     pub attributes: Vec<Attribute>,
     /// Why passes leave it as it is, if they do. Lives in memory only: no file says so.
     pub pinned: Option<&'static str>,
+    /// Whether its weights keep 8 bits where others get 4. Lives in memory only.
+    pub eight_bits: bool,
     /// Fields not interpreted.
     pub rest: Vec<u8>,
 }

@@ -70,12 +70,13 @@ impl<'k> Quantization<'k> {
         };
         let (share, goal) = match raise {
             Raise::Worst { share, goal } => (*share, goal.is_some()),
-            Raise::Named(patterns) => return Ladder::named(model, patterns).map(Some),
+            Raise::Named(patterns) => return Ladder::named(model, patterns, otherwise).map(Some),
         };
         let bounds = Bounds {
             share,
             goal,
-            blocks: !matches!(self.form, Form::Integers(settings, _) if settings.format == Format::Qdq),
+            blocks: otherwise.unpacks()
+                || !matches!(self.form, Form::Integers(settings, _) if settings.format == Format::Qdq),
             floats,
         };
         let recovering = Recovering::new(self.recovery(), self.inputs, model);

@@ -52,7 +52,10 @@ impl Choice {
 
 /// Frees all nodes, once the stage that the choice was for is done.
 pub fn unpin(model: &mut Model) {
-    each_node(&mut model.graph, &mut |node| node.pinned = None);
+    each_node(&mut model.graph, &mut |node| {
+        node.pinned = None;
+        node.eight_bits = false;
+    });
 }
 
 /// Pins the nodes of the main graph with these names, as `except` would with the patterns that are given back. A node that no pattern tells

@@ -72,7 +72,7 @@ pub(super) fn fitting(weights: &Tensor, axis: usize, grid: Grid) -> Option<usize
 
 /// Tells of a site that is quantized whether its weights stay in 8 bits although 4 were asked for.
 pub(super) fn tell(site: &Site<'_>, grid: Grid, report: &mut Report) {
-    let Some(block) = grid.four_bits else {
+    let Some(block) = grid.four_bits.filter(|_| !site.node.eight_bits) else {
         return;
     };
     let channels = site.weights.dims[site.channel_axis()];

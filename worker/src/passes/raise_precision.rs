@@ -1,5 +1,6 @@
-//! Accuracy control: what 8 bits hurt most is kept more precise, matrix products in 8-bit blocks at first and in floats at last,
-//! convolutions and what lies between them in floats; or the products that a recipe names.
+//! Accuracy control: what few bits hurt most is kept more precise, matrix products in 8-bit blocks at first and in floats at last,
+//! convolutions and what lies between them in floats; or the products that a recipe names. Where weights of 4 bits run on kernels of 8,
+//! products and convolutions get weights of 8 bits at first, on the same kernels.
 //!
 //! Goes before the pass that quantizes the rest, and works on nodes in the order of the graph, so that only their set counts. Products that
 //! share weights are raised together: these would be written twice otherwise. Products are ranked by what they are expected to lose
@@ -42,6 +43,11 @@ pub enum Otherwise {
 }
 
 impl Otherwise {
+    /// Whether weights get 4 bits for kernels of 8: then weights of 8 bits are the first step, for convolutions as well.
+    pub fn unpacks(self) -> bool {
+        matches!(self, Self::Integers(grid) if grid.four_bits.is_some())
+    }
+
     /// Weights that share a scale in a raised product.
     fn block(self) -> usize {
         match self {
@@ -58,7 +64,7 @@ pub struct Bounds {
     pub share: f64,
     /// Whether raising goes on, in floats, until a goal is reached.
     pub goal: bool,
-    /// Whether products may have 8-bit blocks, which are ONNX Runtime's own.
+    /// Whether there is something between few bits and floats: 8-bit blocks are ONNX Runtime's own.
     pub blocks: bool,
     /// Nodes that may be left as floats: as many as a recipe can name beside what the user does.
     pub floats: usize,
@@ -83,6 +89,7 @@ struct Step {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum To {
+    /// Blocks of 8 bits, or weights of 8 bits where others have 4.
     Blocks,
     Floats,
 }
@@ -139,12 +146,13 @@ impl Ladder {
         Ok(Self { steps, report })
     }
 
-    /// The products that `patterns` match, in blocks. One that matches no product is an error.
-    pub fn named(model: &Model, patterns: &[String]) -> Result<Self, Error> {
+    /// The products that `patterns` match, in blocks; with weights of 4 bits for kernels of 8, convolutions, too. A pattern that matches none
+    /// is an error.
+    pub fn named(model: &Model, patterns: &[String], otherwise: Otherwise) -> Result<Self, Error> {
         let mut report = Report::new(NAME);
         let index = Index::new(&model.graph);
         let mut sites = sites(&index, &mut report);
-        sites.retain(|site| !site.is_convolution());
+        sites.retain(|site| otherwise.unpacks() || !site.is_convolution());
         let mut steps: Vec<Step> = Vec::new();
         for pattern in patterns {
             let mut matched = sites
@@ -155,7 +163,11 @@ impl Ladder {
                 let labels = sites.iter().take(MOST_SHOWN).map(|site| site.node.label());
                 return Err(Error::Pattern {
                     field: "recover.nodes",
-                    what: "matrix product that can be raised",
+                    what: if otherwise.unpacks() {
+                        "matrix product or convolution that can be raised"
+                    } else {
+                        "matrix product that can be raised"
+                    },
                     pattern: shown(pattern),
                     known: shown(&labels.collect::<Vec<_>>().join(", ")),
                 });
@@ -175,7 +187,7 @@ impl Ladder {
         self.steps.len()
     }
 
-    /// Patterns that match what the first `count` steps keep in blocks, and nothing else.
+    /// Patterns that match what the first `count` steps keep in 8 bits, and nothing else.
     pub fn in_blocks(&self, count: usize) -> Vec<String> {
         self.words(count, To::Blocks)
     }
@@ -225,7 +237,7 @@ impl Ladder {
                 patch: Patch::new(NAME),
             };
             for site in sites(&index, &mut Report::new(NAME)) {
-                if let Some(product) = step(site.node, To::Blocks) {
+                if let Some(product) = step(site.node, To::Blocks).filter(|_| !otherwise.unpacks()) {
                     rewrite.product(&site, false, Bits::Eight, otherwise.block(), recovering)?;
                     report.raise(site.node, product.why.as_str());
                     report.changed += 1;
@@ -234,6 +246,11 @@ impl Ladder {
             rewrite.patch
         };
         for node in &mut model.graph.nodes {
+            if let Some(kept) = step(node, To::Blocks).filter(|_| otherwise.unpacks()) {
+                node.eight_bits = true;
+                report.raise(node, format!("weights of 8 bits: {}", kept.why));
+                report.changed += 1;
+            }
             if let Some(float) = step(node, To::Floats) {
                 node.pinned = Some(FLOATS);
                 report.raise(node, format!("in floats: {}", float.why));
@@ -285,7 +302,11 @@ fn hurt<'g>(
                     loss,
                     weights: site.weights.len(),
                     nodes: vec![site.node],
-                    to: if convolution { To::Floats } else { To::Blocks },
+                    to: if convolution && !otherwise.unpacks() {
+                        To::Floats
+                    } else {
+                        To::Blocks
+                    },
                 });
             }
             None if convolution => report.leave(
@@ -437,6 +458,50 @@ mod tests {
     }
 
     #[test]
+    fn where_four_bits_are_for_kernels_of_eight_weights_get_eight_at_first() {
+        let mut b = Build::opset(17);
+        let (x, filters) = (
+            b.input("x", &[1, 8, 6, 6]),
+            [[16, 8, 3, 3], [4, 16, 3, 3]].map(|dims| b.weights(&dims)),
+        );
+        let first = b.node("Conv", &[&x, &filters[0]]);
+        let y = b.node("Conv", &[&first, &filters[1]]);
+        let float = b.finish(&[&y]);
+        let otherwise = Otherwise::Integers(Grid {
+            four_bits: Some(32),
+            ..Quantize::default().grid()
+        });
+        let losses = [(first.clone(), 0.001), (y.clone(), 0.002)].into();
+        let bounds = Bounds {
+            share: 0.9,
+            goal: true,
+            blocks: true,
+            floats: MAX_PATTERNS,
+        };
+        let mut recovering = Recovering::default();
+        let ladder = Ladder::worst(&float, bounds, otherwise, &recovering, &losses).unwrap();
+        let mut raise = |count| {
+            let mut model = float.clone();
+            ladder.raise(&mut model, count, otherwise, &mut recovering).unwrap();
+            let nodes = model.graph.nodes.iter();
+            nodes
+                .map(|node| (node.eight_bits, node.pinned.is_some()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(raise(1), [(false, false), (true, false)], "the worst first");
+        assert_eq!(
+            raise(ladder.count()),
+            [(false, false), (false, true)],
+            "and as floats at last"
+        );
+        assert_eq!(
+            (ladder.in_blocks(1).len(), ladder.in_floats(ladder.count()).len()),
+            (1, 1)
+        );
+        assert!(Ladder::named(&float, &ladder.in_blocks(1), otherwise).is_ok());
+    }
+
+    #[test]
     fn words_name_what_was_raised_in_any_order_and_nothing_else_is_named() {
         let (float, inputs) = products();
         let otherwise = Otherwise::Integers(Quantize::default().grid());
@@ -450,18 +515,20 @@ mod tests {
             crate::onnx::to_bytes(&model)
         };
         let ladder = worst(&float, 0.5, &recovering).unwrap();
-        let again = Ladder::named(&float, &ladder.in_blocks(1)).unwrap();
+        let again = Ladder::named(&float, &ladder.in_blocks(1), otherwise).unwrap();
         assert_eq!(again.in_blocks(1), ladder.in_blocks(1));
         assert_eq!(raised(&again, &mut recovering), raised(&ladder, &mut recovering));
 
-        let all = Ladder::named(&float, &["MatMul".to_owned()]).unwrap();
+        let all = Ladder::named(&float, &["MatMul".to_owned()], otherwise).unwrap();
         assert_eq!((all.count(), all.in_blocks(2)), (2, vec!["MatMul".to_owned()]));
         let mut outputs: Vec<String> = float.graph.nodes.iter().map(|node| node.output().to_owned()).collect();
         outputs.reverse();
-        let reversed = Ladder::named(&float, &outputs).unwrap();
+        let reversed = Ladder::named(&float, &outputs, otherwise).unwrap();
         assert_eq!(raised(&reversed, &mut recovering), raised(&all, &mut recovering));
 
-        let error = Ladder::named(&float, &["Gemm".to_owned()]).unwrap_err().to_string();
+        let error = Ladder::named(&float, &["Gemm".to_owned()], otherwise)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("recover.nodes: no matrix product") && error.contains(&outputs[0]),
             "{error}"

@@ -229,6 +229,8 @@ impl<'s> Recovering<'s> {
         least: impl Fn(usize) -> f32 + Sync,
     ) -> Result<(QuantizedWeights, Option<Vec<f32>>), Error> {
         let calibrates = self.calibrates(site);
+        let four_bits = grid.four_bits.filter(|_| !site.node.eight_bits);
+        let grid = Grid { four_bits, ..grid };
         let of = shared::matrix(site);
         let bounds: Vec<f32> = (0..matrix.dims[axis]).map(&least).collect();
         let known = self.eight.get(&of).filter(|(before, ..)| *before == bounds);

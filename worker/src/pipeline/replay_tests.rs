@@ -130,6 +130,7 @@ fn products_that_a_goal_or_a_share_has_raised_are_raised_again() {
     let static_ = json!({"quantize": {"mode": "Static", "calibration": {"method": "Percentile"}}});
     let dynamic = json!({"quantize": {"mode": "Dynamic"}});
     let four = json!({"quantize": {"mode": "WeightOnly", "weights": "Int4"}});
+    let fast = json!({"quantize": {"mode": "Dynamic", "weights": "Int4", "block": 64}});
     let share = json!({"recover": {"method": "RaisePrecision", "share": "0.5"}});
     for (stages, count) in [
         (
@@ -144,6 +145,7 @@ fn products_that_a_goal_or_a_share_has_raised_are_raised_again() {
         ),
         (json!([recover("SmoothQuant"), dynamic, recover("GPTQ"), share]), (2, 0)),
         (json!([four, recover("GPTQ"), share]), (2, 0)),
+        (json!([recover("SmoothQuant"), fast, recover("GPTQ"), share]), (2, 0)),
         (json!([dynamic, share]), (2, 0)),
         (json!([four, goal("0.5")]), (0, 0)),
         (json!([four, goal("0.9999")]), (0, 3)),
