@@ -87,6 +87,7 @@ fn int8_by_axis(bencher: Bencher, axis: usize) {
     let grid = Grid {
         granularity: Granularity::PerChannel,
         weights: Weights::Int8,
+        four_bits: None,
     };
     let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     let weights = Tensor::new("w", ElementType::Float, &[LARGE.0, LARGE.1], bytes);
