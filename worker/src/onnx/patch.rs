@@ -76,7 +76,8 @@ impl Patch {
 }
 
 /// Lets `make` write a patch for the main graph and then for every body of control flow inside it, applies them all, and tidies up.
-/// Initializers that a patch adds for a body, and what is computed of these alone, become the main graph's, where every body can read them. False where nothing changes.
+/// Initializers that a patch adds for a body, and what is computed of these alone, become the main graph's, where every body can read them.
+/// False where nothing changes.
 pub fn rewrite<E: From<Error>>(model: &mut Model, make: impl FnMut(&Index<'_>) -> Result<Patch, E>) -> Result<bool, E> {
     let mut patches: Vec<Patch> = Index::all(&model.graph).iter().map(make).collect::<Result<_, E>>()?;
     if patches.iter().all(Patch::is_empty) {

@@ -281,24 +281,18 @@ impl Quantize {
     /// Why weights reach as far as they do, where nobody asked for it.
     fn note(&self, report: &mut Report) {
         let Some(set) = self.chosen_for else { return };
-        let kept = match self.four_bits {
-            None => String::new(),
-            Some(size) => format!("Int4 in blocks of {size}, unpacked on loading to "),
+        let (kept, way_out) = match self.four_bits {
+            None => (String::new(), "; set weights: Int8 for machines with VNNI"),
+            Some(size) => (format!("Int4 in blocks of {size}, unpacked on loading to "), ""),
         };
-        report.note = match (self.weights, self.four_bits) {
-            (Weights::Int8, _) => {
+        report.note = match self.weights {
+            Weights::Int8 => {
                 format!("weights: {kept}Int8, because kernels of {set} sum products of 8 bits without loss")
             }
-            (Weights::Int7, four) => {
-                let way_out = match four {
-                    None => "; set weights: Int8 for machines with VNNI",
-                    Some(_) => "",
-                };
-                format!(
-                    "weights: {kept}Int7, because kernels of {set} sum two products in 16 bits, which weights of 8 bits would \
-                     overflow{way_out}"
-                )
-            }
+            Weights::Int7 => format!(
+                "weights: {kept}Int7, because kernels of {set} sum two products in 16 bits, which weights of 8 bits would \
+                 overflow{way_out}"
+            ),
         };
     }
 }

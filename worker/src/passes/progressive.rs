@@ -12,12 +12,12 @@
 )]
 
 use super::{
-    Granularity, Grid, Report,
+    Grid, Report,
     blocks::{self, Bits, Order},
     gptq::Factor,
     layout::Layout,
     site::{Kind, Site},
-    weights::{QuantizedWeights, SMALLEST_SCALE},
+    weights::{self, QuantizedWeights},
 };
 use crate::onnx::{AttributeValue, ElementType, Error, Node, Tensor};
 use rayon::prelude::*;
@@ -90,23 +90,22 @@ pub(super) fn tell(site: &Site<'_>, grid: Grid, report: &mut Report) {
     }
 }
 
-/// Rounds `weights` to 4 bits in blocks of `size`, by `factor` if there is one. Gives the values of 8 bits that they stand for, in the order
+/// Rounds `matrix` to 4 bits in blocks of `size`, by `factor` if there is one. Gives the values of 8 bits that they stand for, in the order
 /// of the floats, with scales as `grid` says; `None` if a value is not finite. `least` gives, for a channel, the smallest scale that it may
 /// have.
 pub(super) fn quantize(
-    weights: &Tensor,
+    matrix: &Tensor,
     axis: usize,
     size: usize,
     grid: Grid,
-    least: impl Fn(usize) -> f32 + Sync,
+    least: impl Fn(usize) -> f32,
     factor: Option<&Factor>,
 ) -> Option<QuantizedWeights> {
-    let (most, one_scale) = (grid.weights.largest(), grid.granularity == Granularity::PerTensor);
-    let (rows, length, order) = rows_of(&weights.dims, axis)?;
+    let (rows, length, order) = rows_of(&matrix.dims, axis)?;
     let block = block_of(size, length);
-    let floats = weights.float_bytes()?;
+    let floats = matrix.float_bytes()?;
     let blocked = blocks::quantize(floats, (rows, length), order, Bits::Four, block, factor)?;
-    weights.release();
+    matrix.release();
     let count = length.div_ceil(block);
     let zero_points: Vec<u8> = (0..rows * count)
         .map(|at| {
@@ -125,21 +124,12 @@ pub(super) fn quantize(
             .fold(0.0, f32::max);
         largest * blocked.scales[at]
     };
-    let scale = |row: usize| {
-        let largest = (row * count..(row + 1) * count).map(reach).fold(0.0, f32::max);
-        let scale = (largest / most).max(least(row));
-        if scale > 0.0 { scale.max(SMALLEST_SCALE) } else { 0.0 }
-    };
-    let mut scales: Vec<f32> = (0..rows).into_par_iter().map(scale).collect();
-    if one_scale {
-        scales = vec![scales.into_iter().fold(0.0, f32::max)];
-    }
-    // Nothing but zeros: any scale is exact.
-    scales
-        .iter_mut()
-        .filter(|scale| **scale == 0.0)
-        .for_each(|scale| *scale = 1.0);
-    let of_row = |row: usize| scales[if one_scale { 0 } else { row }];
+    let largest: Vec<f32> = (0..rows)
+        .into_par_iter()
+        .map(|row| (row * count..(row + 1) * count).map(reach).fold(0.0, f32::max))
+        .collect();
+    let scales = weights::scales(&largest, grid, least);
+    let of_row = |row: usize| scales[if scales.len() == 1 { 0 } else { row }];
     let ratios: Vec<f32> = (0..rows * count)
         .map(|at| blocked.scales[at] / of_row(at / count))
         .collect();
@@ -274,7 +264,7 @@ mod tests {
     use super::*;
     use crate::{
         onnx::{Graph, Limits, Names, Patch, check, rewrite, to_bytes},
-        passes::{Format, Mode, Quantize, Weights, quantize_blocks, quantize_dynamic, weights},
+        passes::{Format, Granularity, Mode, Quantize, Weights, quantize_blocks, quantize_dynamic},
         testing::{Build, noise, relative_difference, run, run_optimized},
     };
 

@@ -226,13 +226,13 @@ impl<'s> Recovering<'s> {
         matrix: &Tensor,
         axis: usize,
         grid: Grid,
-        least: impl Fn(usize) -> f32 + Sync,
+        least: impl Fn(usize) -> f32,
     ) -> Result<(QuantizedWeights, Option<Vec<f32>>), Error> {
         let calibrates = self.calibrates(site);
         let four_bits = grid.four_bits.filter(|_| !site.node.eight_bits);
         let grid = Grid { four_bits, ..grid };
         let of = shared::matrix(site);
-        let bounds: Vec<f32> = (0..matrix.dims[axis]).map(&least).collect();
+        let bounds: Vec<f32> = (0..matrix.dims[axis]).map(least).collect();
         let known = self.eight.get(&of).filter(|(before, ..)| *before == bounds);
         let quantized = if let Some((_, quantized, by_gptq)) = known {
             self.rounded.changed += usize::from(*by_gptq);
@@ -240,8 +240,8 @@ impl<'s> Recovering<'s> {
         } else {
             let factor = calibrates.then(|| self.factor(site)).flatten();
             let quantized = match &factor {
-                Some(factor) => weights::round(matrix, axis, grid, least, factor),
-                None => weights::quantize(matrix, axis, grid, least),
+                Some(factor) => weights::round(matrix, axis, grid, |channel| bounds[channel], factor),
+                None => weights::quantize(matrix, axis, grid, |channel| bounds[channel]),
             };
             let quantized = quantized.ok_or_else(|| Error::NotFinite {
                 name: shown(&matrix.name),

@@ -20,7 +20,7 @@ const BIAS_MAX: f32 = 1_073_741_824.0;
 /// Weights that one task takes.
 const PART: usize = 1 << 16;
 /// Scales below this would make products of two scales denormal.
-pub(super) const SMALLEST_SCALE: f32 = 1e-18;
+const SMALLEST_SCALE: f32 = 1e-18;
 
 /// Weights in 8 bits, in the order and shape of the floats.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +39,7 @@ pub(super) fn quantize(
     weights: &Tensor,
     axis: usize,
     grid: Grid,
-    least: impl Fn(usize) -> f32 + Sync,
+    least: impl Fn(usize) -> f32,
 ) -> Option<QuantizedWeights> {
     if let Some(size) = progressive::fitting(weights, axis, grid) {
         return progressive::quantize(weights, axis, size, grid, least, None);
@@ -57,19 +57,7 @@ pub(super) fn quantize(
             || vec![0.0; channels],
             |left, right| Some(left.iter().zip(&right).map(|(left, right)| left.max(*right)).collect()),
         )?;
-    let scale = |(channel, &largest): (usize, &f32)| {
-        let scale = (largest / most).max(least(channel));
-        if scale > 0.0 { scale.max(SMALLEST_SCALE) } else { 0.0 }
-    };
-    let mut scales: Vec<f32> = largest.iter().enumerate().map(scale).collect();
-    if grid.granularity == Granularity::PerTensor {
-        scales = vec![scales.into_iter().fold(0.0, f32::max)];
-    }
-    // Nothing but zeros: any scale is exact.
-    scales
-        .iter_mut()
-        .filter(|scale| **scale == 0.0)
-        .for_each(|scale| *scale = 1.0);
+    let scales = scales(&largest, grid, least);
     let mut values = vec![0; floats.len()];
     values
         .par_chunks_mut(part)
@@ -81,6 +69,24 @@ pub(super) fn quantize(
         scales,
         kept: None,
     })
+}
+
+/// The scales with which values as large as the `largest` of each channel fit `grid`; `least` as for [`quantize`].
+pub(super) fn scales(largest: &[f32], grid: Grid, least: impl Fn(usize) -> f32) -> Vec<f32> {
+    let scale = |(channel, &largest): (usize, &f32)| {
+        let scale = (largest / grid.weights.largest()).max(least(channel));
+        if scale > 0.0 { scale.max(SMALLEST_SCALE) } else { 0.0 }
+    };
+    let mut scales: Vec<f32> = largest.iter().enumerate().map(scale).collect();
+    if grid.granularity == Granularity::PerTensor {
+        scales = vec![scales.into_iter().fold(0.0, f32::max)];
+    }
+    // Nothing but zeros: any scale is exact.
+    scales
+        .iter_mut()
+        .filter(|scale| **scale == 0.0)
+        .for_each(|scale| *scale = 1.0);
+    scales
 }
 
 /// Largest magnitude of each channel, in slabs of all channels with `inner` values each; `None` if a value is not finite.
